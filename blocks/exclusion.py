@@ -100,7 +100,6 @@ class Cluster:
         try:
             refuse_pooler(session)
             execute(session, sql.SQL("SET application_name = {}").format(sql.Literal(self.run[:63])))
-            execute(session, "SET idle_session_timeout = 0")
             taken = execute(session, "SELECT pg_try_advisory_lock(%s)", key)[0][0]
             rows = execute(session, _HOLDER, key >> 32 & 0xFFFFFFFF, key & 0xFFFFFFFF)
         except psycopg.Error:

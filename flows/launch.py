@@ -8,6 +8,7 @@ host's file lock protects the environment then.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import json
@@ -55,6 +56,12 @@ def find_flow(name: str) -> Flow[..., Any]:
     found = getattr(importlib.import_module(module), function)
     assert isinstance(found, Flow)
     return found
+
+
+def add_confirmation(parser: argparse.ArgumentParser) -> None:
+    """Add what confirms a plan: its fingerprint, and the environment's name."""
+    parser.add_argument("--plan", default="", help="the fingerprint in the plan's report; empty: compare with no plan")
+    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
 
 
 def parsed(flow: Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class Report:
         """Record how much each replaced part lost, measured behind the fence: the page, the JSON report and those who
         read it have no other figure."""
         self.losses |= {loss.part: loss for loss in losses}
-        self.fact("lost", losses_text(tuple(self.losses.values())))
+        self.fact("lost", losses_text(tuple(self.losses.values()), detailed=True))
 
     def leave_out(self, *parts: str) -> None:
         """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""
@@ -323,6 +323,13 @@ class Report:
         position in bytes that ordinary writes advance (LSN, replication offset); `lost`: it is replaced, and later
         writes are lost. `tolerance`: how far a number may be from the planned one. `items`: digests of a list."""
         self.states[what] = Pin(str(value), written, lost, tolerance, tuple(items))
+
+    def pin_question(self, what: str, asked: str) -> str:
+        """Return what a parameter asked for, such as `latest`, and pin it. A plan's form has the answer instead (see
+        `pin`), so a run that confirms the plan gets the question back from its fingerprint."""
+        question = (self.pinned.planned(what) if self.pinned else "") or asked
+        self.pin_state(what, question)
+        return question
 
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""

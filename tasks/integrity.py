@@ -166,7 +166,7 @@ def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evi
         "password": postgres.admin_password.get_secret_value(),
         "transport": postgres.transport(),
         "database": database,
-        "options": copy_options(postgres),
+        "options": f"{copy_options(postgres)} {postgres.without_timeouts}",
         "suites": suites,
         "evidence": str(evidence),
     }

@@ -21,7 +21,7 @@ from runbook.guard.permit import Act, Pin
 from runbook.guard.pins import Pinned
 from runbook.report import Report
 from tasks.host.clocks import Skew
-from tests.test_deployments import FLOWS, Found
+from tests.test_deployments import FLOWS, ROOT, Found
 
 NAME = "twice"
 PLAN = "at=2026-11-28T00:00:00+00:00&acts=0123456789ab"
@@ -52,6 +52,12 @@ def test_each_refuses_a_plan_that_was_carried_out(found: Found, tmp_path: Path) 
         found.flow.fn(NAME, **_required(found), plan=PLAN, confirm=NAME)
     (page,) = (tmp_path / "reports").glob("*.md")
     assert "this plan was carried out" in page.read_text(encoding="utf-8")
+
+
+def test_each_command_line_that_confirms_takes_the_plan() -> None:
+    """A plan's report shows what to confirm it with; `add_confirmation` takes all of it."""
+    sources = [path for path in ROOT.glob("flows/**/*.py") if '"--confirm"' in path.read_text(encoding="utf-8")]
+    assert sources == [ROOT / "flows/launch.py"]
 
 
 def _required(found: Found) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import psycopg
 from prefect.blocks.core import Block
 from psycopg import sql
 from psycopg.rows import TupleRow
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 
 from blocks.postgres.refusals import WRONG_PASSWORD, LoginRefused, Starting, hint_for, sqlstate_of
 from runbook import shell
@@ -31,6 +31,21 @@ _WORKING = """
 SELECT CASE WHEN count(*) > 0 THEN clock_timestamp()::text ELSE '' END FROM pg_stat_activity
 WHERE datname = %s AND pid <> pg_backend_pid() AND state = 'active' AND application_name = 'interview-ops'
   AND coalesce(wait_event_type, '') NOT IN ('Lock', 'Client') AND coalesce(wait_event, '') <> 'SyncRep'
+"""
+# Settings that end a statement, a transaction or a session, and the first version that has each. The server's own,
+# a database's and a role's (ALTER … SET) are meant for the application.
+TIMEOUTS = {
+    "statement_timeout": 0,
+    "lock_timeout": 0,
+    "idle_in_transaction_session_timeout": 0,
+    "idle_session_timeout": 0,
+    "tcp_user_timeout": 0,
+    "transaction_timeout": 170000,
+}
+# A pooler would keep the setting for the next client of that session: it announces another process id.
+_NO_TIMEOUTS = """
+SELECT set_config(name, '0', false) FROM unnest(%s::text[]) AS known(name)
+WHERE pg_backend_pid() = %s AND current_setting(name, true) <> '0'
 """
 # Starting, stopping, recovering; or its end came between the greeting and the answer.
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは", "terminating connection", "接続を終了")
@@ -103,6 +118,8 @@ class Postgres(Block):
         default=900, ge=1, description="pg_dump, pg_restore, pg_rewind end when they make no progress for so long"
     )
 
+    _version: int = PrivateAttr(0)  # of the server, since the first connection
+
     def connect(
         self,
         database: str = "",
@@ -111,9 +128,12 @@ class Postgres(Block):
         autocommit: bool = True,
         seconds: int = 0,
         options: str = "",
+        as_configured: bool = False,
     ) -> Connection:
         """Connect as administrator (or as the application's role), to the maintenance database by default, within
         `seconds` (0: `CONNECT_SECONDS`; libpq knows no less than 2). `options`: the session's settings, as PGOPTIONS.
+
+        The session has no timeouts, except those in `options`. `as_configured`: it has the server's, to read them.
 
         Raises:
             Unreachable: nobody answers there.
@@ -122,13 +142,13 @@ class Postgres(Block):
         user, password = self._login(as_application)
         name = database or self.maintenance_database
         try:
-            return ServerSession.connect(
+            session = ServerSession.connect(
                 host=self.host,
                 port=self.port,
                 user=user,
                 password=password.get_secret_value(),
                 dbname=name,
-                autocommit=autocommit,
+                autocommit=True,
                 connect_timeout=seconds or CONNECT_SECONDS,
                 application_name="interview-ops",
                 # Of a database in SQL_ASCII (`initdb` under LC_ALL=C) psycopg would answer in bytes, names included.
@@ -136,11 +156,20 @@ class Postgres(Block):
                 options=options or None,
                 **self.transport(),
             )
+            self._version = session.info.server_version
+            if not as_configured:
+                names = [timeout for timeout in TIMEOUTS if timeout not in options]
+                execute(session, _NO_TIMEOUTS, names, session.info.backend_pid)
         except psycopg.OperationalError as error:
             raise self._refused(error, user, name) from None
+        session.autocommit = autocommit
+        return session
 
-    def environment(self, *, as_application: bool = False) -> dict[str, str]:
-        """What libpq's programs need to reach the server, the password included: for a child's environment only."""
+    def environment(self, *, as_application: bool = False, options: str = "") -> dict[str, str]:
+        """What libpq's programs need to reach the server, the password included: for a child's environment only.
+
+        Their sessions have no timeouts, except those in `options` (as PGOPTIONS).
+        """
         user, password = self._login(as_application)
         return {
             "PGHOST": self.host,
@@ -149,9 +178,15 @@ class Postgres(Block):
             "PGPASSWORD": password.get_secret_value(),
             "PGAPPNAME": "interview-ops",
             "PGCONNECT_TIMEOUT": "10",
+            "PGOPTIONS": f"{self.without_timeouts} {options}".strip(),
             "LC_MESSAGES": "C",
             **self.security(),
         }
+
+    @property
+    def without_timeouts(self) -> str:
+        """Options, as PGOPTIONS, of a session without timeouts. The server's version is known once it was queried."""
+        return " ".join(f"-c {name}=0" for name, since in TIMEOUTS.items() if self._version >= since)
 
     def security(self) -> dict[str, str]:
         """TLS and the allowed log-ins, in libpq's variables (https://www.postgresql.org/docs/current/libpq-envars.html).

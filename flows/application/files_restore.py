@@ -14,7 +14,8 @@ from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -75,7 +76,8 @@ def restore_files(
         pin_paths(report, "live files", env.application.directory)
         taken = chosen.manifest.taken
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
-        effect = Effect(back_to("the application's files", taken), "undo-restore-files", lost_since(taken), down)
+        loss = Loss.everything_since("the files", taken)
+        effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), down)
         permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env), effect=effect)
         report.state_is("the live files are unchanged", "fix the findings above, then run this again")
         copy = build_files_copy(permit, env.application, chosen)
@@ -85,6 +87,7 @@ def restore_files(
             stopped.exchanged(report, f"{chosen.name} is live")
             _switch(report, permit, env, swapped)
         _start(report, env, swapped)
+        report.loses(loss)
         report.measure(*measured(chosen))
         mark_verified(report, chosen)
         report.fact("undo", f"undo-restore-files with kept={swapped.kept.name}" if swapped.kept else "nothing was live")

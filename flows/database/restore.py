@@ -17,9 +17,11 @@ from flows.database.superseded import discard_surplus
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, lost_since
+from runbook.guard.effect import Effect, back_to
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -220,11 +222,12 @@ SWAP_SECONDS = 0.2
 def _effect(env: Environment, chosen: RestorableDatabase, into: str) -> Effect:
     if into:
         return Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
+    name = env.postgres.database
     if chosen.backup:
         taken = chosen.backup.manifest.taken
-        return Effect(back_to(env.postgres.database, taken), "undo-restore", lost_since(taken), SWAP_SECONDS)
-    what = f"{env.postgres.database} is replaced by {chosen.name}"
-    return Effect(what, "undo-restore", "writes since that dump are lost", SWAP_SECONDS)
+        return Effect(back_to(name, taken), "undo-restore", (Loss.everything_since(name, taken),), SWAP_SECONDS)
+    loss = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
+    return Effect(f"{name} is replaced by {chosen.name}", "undo-restore", (loss,), SWAP_SECONDS)
 
 
 def prove(
@@ -385,8 +388,10 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         live = read_identity(env.postgres, name)
         restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         since = read_writes(env.postgres, name) - old.writes
-        lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
-        report.fact("written since the swap, missing in the old database", lost)
+        loss = Loss.not_known(name, "the rows that were written since the swap were not counted")
+        if old.writes >= 0 and since >= 0:
+            loss = Loss(name, since, "written row", as_of=clock.now())
+        report.fact("written since the swap, missing in the old database", loss.text)
         report.plan(
             "swap back",
             f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the current {name} is kept",
@@ -396,7 +401,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         )
         pin_database(report, env.postgres, replaced=True)
         what = f"{name} is again the database that {old.backup} replaced {old.since}"
-        effect = Effect(what, "run it again", f"{lost} written since are lost", SWAP_SECONDS)
+        effect = Effect(what, "run it again", (loss,), SWAP_SECONDS)
         permit = report.permit(Act(UNDO, old.name), effect=effect)
         report.state_is("the live database is unchanged", "fix the findings above, then run this again")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):

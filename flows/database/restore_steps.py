@@ -10,8 +10,9 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
-from runbook import clock, metrics
+from runbook import metrics
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -394,10 +395,11 @@ def advance(report: Report, permit: Permit, env: Environment, kept: str, *, want
     )
 
 
-def judge_data_loss(report: Report, env: Environment, backup: Backup) -> None:
-    """The time since a backup's snapshot, all of which a restore loses, against the RPO."""
+def judge_data_loss(report: Report, env: Environment, backup: Backup, part: str = "") -> None:
+    """Compare the time since a backup's snapshot with the RPO: a restore loses all of it. `part`: what was restored, by
+    default the database."""
     lost = backup.age_seconds
-    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}, {duration(lost)} before now")
+    report.loses(Loss.everything_since(part or env.postgres.database, backup.manifest.taken))
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,

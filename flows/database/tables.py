@@ -18,7 +18,8 @@ from flows.pinned import pin_database
 from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, lost_since
+from runbook.guard.effect import Effect, back_to
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
@@ -126,7 +127,7 @@ def restore_tables(
         finally:
             with contextlib.suppress(OpsError):  # after a crash of the server the next run drops it
                 drop_tables_scratch(env.postgres)
-        restore_steps.judge_data_loss(report, env, chosen)
+        restore_steps.judge_data_loss(report, env, chosen, _names(pairs))
         report.outcome = f"{len(pairs)} tables are restored from {chosen.name}, proven by content"
     return report
 
@@ -314,8 +315,8 @@ def _names(pairs: Sequence[TablePair]) -> str:
 
 
 def _effect(pairs: Sequence[TablePair], chosen: Backup) -> Effect:
-    taken = chosen.manifest.taken
-    return Effect(back_to(_names(pairs), taken), "undo-restore-tables", lost_since(taken), LOCKED)
+    taken, names = chosen.manifest.taken, _names(pairs)
+    return Effect(back_to(names, taken), "undo-restore-tables", (Loss.everything_since(names, taken),), LOCKED)
 
 
 def plan_tables(report: Report, wanted: Wanted, source: str) -> None:

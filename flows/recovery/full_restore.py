@@ -16,13 +16,15 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.database.superseded import discard_surplus
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.recovery.full import bring_up, build, choose, database_server
 from flows.recovery.full.method import ClusterParameters, Method, acts, decide, find_options
 from flows.recovery.full.method import effect as effect_of_cluster
 from flows.recovery.full.method import plan as plan_cluster
 from flows.recovery.full.method import run as run_cluster
+from flows.recovery.full.without_database import restore as restore_others
 from flows.recovery.objectives import board
+from flows.recovery.options import ASKED
 from flows.recovery.stopped_services import started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from runbook.drivers import exit_code
@@ -49,6 +51,7 @@ def full_restore(
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
     redis_source: RedisSource = "auto",
+    files_source: choose.FilesSource = "auto",
     strict: bool = False,
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     databases: list[str] = [],  # noqa: B006 (likewise)
@@ -85,6 +88,9 @@ def full_restore(
     a command deleted most keys, and a master that restarted without its data, are taken only if `redis_source` names
     them. `redis_source=backup` sets Redis back to its backup.
 
+    Live files are kept too if none of the backup's entries is missing or was altered without being written.
+    `files_source=backup` sets them back to their backup.
+
     An unreachable store ends the run: it may hold backups. If Redis or the files have neither a backup nor live data,
     `without` must name them, and they start empty.
 
@@ -94,7 +100,8 @@ def full_restore(
 
     Args:
         environment: Environment (lab, staging, production …)
-        backup: latest, a date (YYYYMMDD) or the name of a database backup
+        backup: latest, a date (YYYYMMDD) or the name of a database backup; without a database, of a Redis or files
+            backup
         source: Store. copies: the replica store
         method: auto: the option with the least loss; cluster: base backup and WAL; dump: from a dump
         stop_services: first: stop them at the beginning (as in the manual); at_swap: at the swap (shortest downtime)
@@ -103,6 +110,8 @@ def full_restore(
         without: Parts to leave out. A part with neither backup nor live data starts empty only if it is named here
         redis_source: Source of Redis: auto: the one with the least loss; live: keep the running master; files: its
             files
+        files_source: Source of the files: auto: the live ones if they are intact; backup: their backup; live: the live
+            ones in any case
         strict: Stop before the swap if the backup already violated expectations when it was taken
         accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
         databases: Other databases of the same cluster that may go back too. Empty: restore only the application's
@@ -123,10 +132,16 @@ def full_restore(
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
-        permit = None
+        if not env.has("postgres"):
+            if method != "auto" or before or databases or accept:
+                raise OpsError(f"{env.name} has no database", "leave out method, before, databases and accept")
+            restore_others(report, env, backup, source, without, redis_source, files_source, stop_services)
+            discard_surplus(report, env)
+            return report
+        permit, latest = None, report.pin_question(ASKED, backup) == LATEST
         given = ClusterParameters(
-            *(method, backup, source, without, stop_services, strict, databases, before, redis_source),
-            *(workers, advance, accept),
+            *(method, backup, latest, source, without, stop_services, strict, databases, before, redis_source),
+            *(files_source, workers, advance, accept),
         )
         if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
             plan_cluster(report, env, restore, given)
@@ -135,7 +150,7 @@ def full_restore(
                 discard_surplus(report, env)
                 return report
             backup = LATEST
-        chosen = choose.choose(report, env, backup, source, without, accept, redis_source)
+        chosen = choose.choose(report, env, backup, source, without, accept, redis_source, files_source, latest=latest)
         found = database_server.judge(report, env, chosen.database, workers)
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
@@ -152,6 +167,8 @@ def full_restore(
             filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
             if stop_services == "first" or survivor:
                 services.stop()
+            if survivor:
+                services.stop_redis()
             chosen = choose.captured(report, permit, env, chosen)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
@@ -174,11 +191,12 @@ def main() -> int:
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--redis-source", default="auto", choices=get_args(RedisSource), help="where Redis's data is")
+    parser.add_argument("--files-source", default="auto", choices=get_args(choose.FilesSource), help="which files")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--databases", nargs="*", default=[], help="other databases that may be set back too")
     parser.add_argument("--before", default="", help="a transaction ID to stop before, or none: the end of the WAL")
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     return launch(full_restore, vars(parser.parse_args()))
 
 

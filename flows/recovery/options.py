@@ -65,6 +65,7 @@ from tasks.wal.reading.supply import system_here
 NEWEST = RecoveryTarget("latest")
 COLUMNS = ("kind", "backup", "newest point", "lost", "takes", "disk space: needed / free", "")
 OPTIONS = "Recovery options for the database, the least loss first"
+ASKED = "backup asked for"
 
 
 @dataclass
@@ -122,6 +123,11 @@ class RestoreOptions:
     others: Sequence[str] = ()
 
     @property
+    def asked(self) -> str:
+        """The backup that a person asked for. `wanted` has a name also where the confirmed plan was made for latest."""
+        return self.report.pin_question(ASKED, self.wanted)
+
+    @property
     def in_place(self) -> bool:
         """Whether the environment restores its own backups."""
         return self.source == self.env.name
@@ -158,6 +164,7 @@ class RestoreOptions:
                 self._show(found, reasons, option)
                 self.report.fact("database from", f"{option.kind}: {option.text}")
                 self.report.pin("backup", option.backup.name)
+                self.report.pin_state("backup", option.backup.name)
                 self._judge_gap(option)
                 if option.replay:
                     report_target(self.report, option.replay.target, option.replay.found.newest)
@@ -191,7 +198,7 @@ class RestoreOptions:
             f"run this again with backup={option.backup.name}, which accepts that loss",
             value=f"{why}; after it: {behind.text}",
             expected="no gap",
-            worst=Status.WARN if option.backup.name == self.wanted else Status.CRITICAL,
+            worst=Status.WARN if option.backup.name == self.asked else Status.CRITICAL,
         )
 
     def _ranked(self) -> tuple[list[RestoreOption], dict[str, str]]:
@@ -262,8 +269,11 @@ class RestoreOptions:
             if not attempt.failure:
                 return [option]
             self.tried.add(backup.name)
+        tried = ", ".join(sorted(name for name in self.tried if kind_of(name, "postgres") == "cluster"))
         raise OpsError(
-            f"there is no base backup of {self.source} in {store.where}",
+            f"no other base backup of {self.source} is in {store.where}: {tried} was tried"
+            if tried
+            else f"there is no base backup of {self.source} in {store.where}",
             "run backup-cluster"
             if self.in_place
             else "take them with backup-cluster there, and copy them with replicate-backups",
@@ -278,7 +288,7 @@ class RestoreOptions:
         left = [
             one
             for one in known
-            if (one.name == self.wanted or not one.failed) and (not live or cluster_in(one).system == live.system)
+            if (one.name == self.asked or not one.failed) and (not live or cluster_in(one).system == live.system)
         ]
         return sorted(left, key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
 
@@ -358,7 +368,8 @@ class RestoreOptions:
             hint = f"check them in {store.where}"
             self.report.warn("unreadable manifests", hint, value=", ".join(unreadable[-5:]))
         own = [one for one in known if one.manifest.environment == self.source and one.name not in self.tried]
-        chosen = [one for one in own if one.name == self.wanted] or [one for one in own if not one.failed]
+        usable = [one for one in own if one.name == self.asked or not one.failed]
+        chosen = [one for one in usable if one.name == self.wanted] or usable
         if not chosen:
             raise OpsError(
                 f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from flows.redis.restore.steps import put_back
@@ -124,19 +125,26 @@ def replication_roles(env: Environment) -> list[str]:
 @dataclass
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
-    serving. `undo`: how to return to the replaced data."""
+    serving. `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
+    `undo`: how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
+    redis_replaced: Path | None = None
+    redis_stopping: bool = False
     undo: str = ""
 
     def _stop(self) -> None:
         """In the manual's order."""
         roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
         self.last = stop_services.after(self.last)(self.env.services, roles)
-        if self.redis_kept or not self.env.has("redis"):
+
+    def stop_redis(self) -> None:
+        """Stop Redis once, proven stopped: later than its clients, because a migration may need it."""
+        if self.redis_stopping or self.redis_kept or not self.env.has("redis"):
             return
+        self.redis_stopping = True
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory
             self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)
@@ -145,7 +153,8 @@ class SystemServices(StoppedServices):
     def _start_again(self) -> None:
         start_services(self.env.services, [role for role in START_ORDER if role in self.running])
         # If another server is the master, it has been detached, and serves nobody until it is attached again.
-        if self.topology and ("redis" in self.running or self.topology.master not in ("", self.topology.own)):
+        others = self.topology and self.topology.master not in ("", self.topology.own)
+        if self.redis_stopping and self.topology and ("redis" in self.running or others):
             put_back(self.report, self.env, self.permit, self.topology)
 
     def may_have_swapped(self, part: str, left: Sequence[str]) -> None:

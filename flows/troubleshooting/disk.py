@@ -16,7 +16,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.deleting import judge_clocks
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_deleted
 from flows.troubleshooting.disk_removals import carry_out, find_removals
 from flows.troubleshooting.disk_usage import attach_usage, find_usage
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--environment", required=True)
     parser.add_argument("--log-days", type=int, default=7)
     parser.add_argument("--scratch-hours", type=int, default=1)
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     parser.add_argument(OPTION, action="store_true", help=f"where none answers: {RISK}")
     given = vars(parser.parse_args())
     without = given.pop("without_prefect")

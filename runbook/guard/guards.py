@@ -44,6 +44,9 @@ class Approving(Protocol):
 class PinnedPlan(Protocol):
     """What compares a confirmed plan with what is found now (runbook/guard/pins.py)."""
 
+    def planned(self, what: str) -> str:
+        """Return what the confirmed plan pinned under this name; "" where it pinned nothing."""
+
     def describe(self, report: Report) -> None:
         """Pin the plan in the report."""
 

@@ -65,6 +65,15 @@ class Loss:
         return f"{known} as of {clock.text(self.as_of)}; later writes are added" if self.as_of else known
 
     @property
+    def detail(self) -> str:
+        """The loss as a clause of a report that says when: `every write of app_db after 2026-11-29 01:14:51 +09:00`."""
+        if self.unknown or self.since is None:
+            return self.text
+        of = f" of {self.part}" if self.part else ""
+        number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
+        return f"every write{of} after {clock.text(self.since)} is lost{number}"
+
+    @property
     def _span(self) -> str:
         if not (self.first and self.last):
             return ""
@@ -94,10 +103,10 @@ class Loss:
         return self.count - added <= (confirmed.count or 0)
 
 
-def losses_text(losses: Sequence[Loss]) -> str:
+def losses_text(losses: Sequence[Loss], *, detailed: bool = False) -> str:
     """The losses of all parts as a clause: those that lose nothing are left out."""
     found = [loss for loss in losses if not loss.is_none]
-    return "; ".join(loss.text for loss in found) or "nothing is lost"
+    return "; ".join(loss.detail if detailed else loss.text for loss in found) or "nothing is lost"
 
 
 def exceeded(confirmed: Sequence[Loss], found: Sequence[Loss]) -> list[Loss]:

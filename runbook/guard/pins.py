@@ -159,6 +159,14 @@ class Pinned:
                 )
             self.given, self.begun = self.given or done.plan, done
 
+    def planned(self, what: str) -> str:
+        """Return what the confirmed plan pinned under this name; "" without a plan, or where it pinned nothing.
+
+        Raises:
+            NotConfirmed: the parameter `plan` is no fingerprint.
+        """
+        return pin.value if self.given and (pin := read_plan(self.given).pins.get(what)) else ""
+
     def describe(self, report: Report) -> None:
         """Pin the plan in the report."""
         report.pins[PARAMETER] = self._now(report).text

@@ -100,14 +100,15 @@ def compare(directory: Path, entries: Sequence[ArchiveEntry]) -> list[str]:
     problems += [f"{path} is not in the manifest" for path in paths if path not in named]
     both = [(paths[path], entry) for path, entry in named.items() if path in paths]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for found in pool.map(lambda pair: list(_differences(*pair)), both):
+        for found in pool.map(lambda pair: list(differences(*pair)), both):
             problems += found
     if len(problems) > MOST_DIFFERENCES:
         problems[MOST_DIFFERENCES:] = [f"and {len(problems) - MOST_DIFFERENCES} more differences"]
     return problems
 
 
-def _differences(path: Path, expected: ArchiveEntry) -> Iterator[str]:
+def differences(path: Path, expected: ArchiveEntry) -> Iterator[str]:
+    """Describe how an existing path differs from its entry."""
     found = path.lstat()
     actual, name = entry_of(expected.path, found, path), expected.path
     if actual is None or actual.kind != expected.kind:

@@ -163,7 +163,7 @@ def _wal_kept(postgres: Postgres) -> Iterator[None]:
 
     https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
     """
-    with postgres.connect(options="-c idle_session_timeout=0") as connection:
+    with postgres.connect() as connection:
         name = f"ops_base_backup_{os.getpid()}_{secrets.token_hex(4)}"
         execute(connection, "SELECT pg_create_physical_replication_slot(%s, true, true)", name)  # temporary
         yield

@@ -20,12 +20,14 @@ MIGRATE, ROLL_BACK = "migrate", "roll back"
 
 @dataclass(frozen=True)
 class MigratedDatabase:
-    """A database's revision before and after, and the end of Alembic's output (empty if nothing was pending)."""
+    """A database's revision before and after, and the end of the output (empty if nothing was pending). `live`: what
+    happened meanwhile in the live database, where a copy was migrated."""
 
     before: str
     after: str
     seconds: float
     output: str
+    live: str = ""
 
 
 @dataclass(frozen=True)

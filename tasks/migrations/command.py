@@ -1,23 +1,44 @@
-"""Migrations by another tool: the environment's command, run on one database, with a proof that it connected there."""
+"""Migrations by another tool: the environment's command, run on one database, with a proof that it connected there.
+
+A command may read its own configuration instead of the address that it gets. While it runs on a copy, the live database
+refuses it (tasks/migrations/live.py).
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from blocks.places import Application
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.guard.permit import Permit
 from runbook.kinds import action
+from runbook.masking import without
 from runbook.wait import until
 from tasks.migrations.alembic import MIGRATE, MigratedDatabase
-from tasks.migrations.program import TIMEOUT_SECONDS
+from tasks.migrations.live import GuardedDatabase, guarding
+from tasks.migrations.program import TAIL_LINES, TIMEOUT_SECONDS
 
 REACHED_SECONDS = 20.0
-_SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = %s"
-HINT = "make the command use DATABASE_URL or libpq's variables (PGHOST, PGDATABASE, …)"
+_SESSIONS = "SELECT sessions, numbackends FROM pg_stat_database WHERE datname = %s"
+HINT = "make the command use DATABASE_URL or libpq's variables (PGHOST, PGDATABASE, …) before its own configuration"
+
+
+class MigrationFailed(OpsError):
+    """The command failed, or did not connect to the copy. `output`: what it printed; `live`: the live database, where
+    another one was migrated."""
+
+    def __init__(self, message: str, hint: str, output: str = "", live: GuardedDatabase | None = None) -> None:
+        self.output = output
+        self.live = live
+        super().__init__(message, hint)
+
+    def __reduce__(self) -> tuple[type[MigrationFailed], tuple[str, str, str, GuardedDatabase | None]]:
+        """Prefect stores what a run raised."""
+        return MigrationFailed, (self.message, self.hint, self.output, self.live)
 
 
 @action
@@ -31,37 +52,62 @@ def run_command(
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: it failed; the message has the end of its output.
-        VerificationFailed: it opened no session in that database (pg_stat_database.sessions).
+        MigrationFailed: it failed, tried to change the live database, or opened no session in `database`
+            (pg_stat_database.sessions).
     """
     permit.require(MIGRATE, postgres.database)
-    before = _sessions(postgres, database)
+    before, _ = _sessions(postgres, database)
+    with guarding(postgres) if database != postgres.database else nullcontext() as live:
+        done = _run(postgres, application, database, directory)
+        reached = not done.code and _is_reached(postgres, database, before)
+    output = _output(postgres, done)
+    if live and (live.ended or live.changed):
+        message = f"the migration command connected to the live database instead of {database}: {live.text}"
+    elif done.code:
+        failed = CommandFailed(application.migrate_command, done.code, done.stderr.strip() or done.stdout)
+        secret = postgres.password.get_secret_value()
+        message = f"the migration command failed: {without(failed.message, [secret])}"
+        raise MigrationFailed(message, "correct the cause, then run this again", output, live)
+    elif not reached:
+        message = f"the migration command did not connect to {database}" + (f"; {live.text}" if live else "")
+    else:
+        return MigratedDatabase("", "", done.seconds, output, live.text if live else "")
+    raise MigrationFailed(message, HINT, output, live)
+
+
+def _run(postgres: Postgres, application: Application, database: str, directory: Path) -> shell.Completed:
     environment = {
         **postgres.environment(as_application=True),
         "PGDATABASE": database,
         "DATABASE_URL": postgres.url(database),
         "PATH": os.environ.get("PATH", os.defpath),
     }
-    try:
-        done = shell.run(
-            application.migrate_command,
-            environment=environment,
-            inherit=application.inherit,
-            directory=directory if directory.is_dir() else Path("/"),
-            timeout_seconds=TIMEOUT_SECONDS,
-        )
-    except CommandFailed as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        hint = "correct the command; the live database is unchanged"
-        raise OpsError(f"the migration command failed: {last[:300]}", hint) from None
-    try:  # statistics arrive when a session ends, within a second
-        until(lambda: _sessions(postgres, database) > before, what="its session", seconds=REACHED_SECONDS)
-    except OpsError:
-        raise VerificationFailed(f"the migration command did not connect to {database}", HINT) from None
-    return MigratedDatabase("", "", done.seconds, "")
+    return shell.run(
+        application.migrate_command,
+        environment=environment,
+        inherit=application.inherit,
+        directory=directory if directory.is_dir() else Path("/"),
+        timeout_seconds=TIMEOUT_SECONDS,
+        accepted=range(-64, 256),
+    )
 
 
-def _sessions(postgres: Postgres, database: str) -> int:
+def _output(postgres: Postgres, done: shell.Completed) -> str:
+    """The last lines of both streams: one program prints its errors here, another there."""
+    secret = postgres.password.get_secret_value()
+    streams = (without(text, [secret]).strip().splitlines()[-TAIL_LINES:] for text in (done.stdout, done.stderr))
+    return "\n".join(line for lines in streams for line in lines)
+
+
+def _is_reached(postgres: Postgres, database: str, before: int) -> bool:
+    """A session's statistics arrive before it is gone."""
+    with suppress(Unreachable):
+        until(lambda: not _sessions(postgres, database)[1], what="the end of its sessions", seconds=REACHED_SECONDS)
+    return _sessions(postgres, database)[0] > before
+
+
+def _sessions(postgres: Postgres, database: str) -> tuple[int, int]:
+    """How many were opened in a database, and how many there are."""
     with postgres.connect() as connection:
         rows = execute(connection, _SESSIONS, database)
-    return int(rows[0][0]) if rows else 0
+    return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)

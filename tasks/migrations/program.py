@@ -64,7 +64,7 @@ def run_alembic(
 def _environment(postgres: Postgres, database: str, options: str) -> Mapping[str, str]:
     return {
         "DATABASE_URL": postgres.url(database),
-        "PGOPTIONS": f"{options} {ENDS_WITH_ITS_CLIENT}",
+        "PGOPTIONS": f"{postgres.without_timeouts} {options} {ENDS_WITH_ITS_CLIENT}",
         "PGAPPNAME": "interview-ops",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -22,7 +22,6 @@ from runbook.units import size
 from tasks.postgres.dump.dump import NICE
 from tasks.postgres.restore.staged_copy import drop, name_beside, oid_of
 from tasks.postgres.server.properties import apply_properties, creation, read_properties
-from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
 
 SUFFIX = "__rehearsal"
 # pg_dump's lock request blocks later queries while it waits for an ALTER TABLE, so it gives up early.
@@ -79,7 +78,6 @@ def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
         seconds = _pipe(postgres, scratch)
         failpoint("rehearsal: copy filled")
         with postgres.connect(scratch) as connection:
-            set_known(connection, NO_TIMEOUTS)  # the copy has the live database's timeouts
             execute(connection, "ANALYZE")
     return seconds
 
@@ -103,9 +101,9 @@ def _pipe(postgres: Postgres, scratch: str, *options: str) -> float:
         *(postgres.program("pg_restore"), "--format=custom", "--exit-on-error", "--no-password"),
         *("--enable-row-security", "--dbname", scratch),
     ]
-    settings = "-c synchronous_commit=off -c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off"
+    settings = "-c synchronous_commit=off -c default_transaction_read_only=off"
     source = {**postgres.environment(), "PGDATABASE": postgres.database}
-    target = {**postgres.environment(), "PGOPTIONS": settings}
+    target = postgres.environment(options=settings)
     with (
         tempfile.TemporaryFile() as errors,
         shell.spawn(dump, environment=source, nice=NICE, stdout=subprocess.PIPE, stderr=errors) as dumping,

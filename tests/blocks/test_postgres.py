@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
 import socket
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from pydantic import SecretStr
 
 from blocks.postgres.refusals import LoginRefused
@@ -308,3 +310,44 @@ def test_the_superuser_s_password_is_in_a_passfile_and_nowhere_else(postgres: Po
     (told,) = [line.split(" = ", 1)[1] for line in text.splitlines() if line.startswith("primary_conninfo")]
     with psycopg.connect(told.strip("'").replace("''", "'"), dbname="postgres") as connection:
         assert connection.execute("SELECT current_user").fetchone() == (postgres.admin_user,)
+
+
+TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout", "transaction_timeout")
+
+
+@pytest.fixture
+def impatient(postgres: Postgres, postgres_server: PostgresServer) -> Iterator[Postgres]:
+    """The database, the role and the role in the database end sessions, as an application's owner sets it."""
+    with postgres.connect() as connection:
+        known = [name for name in TIMEOUTS if execute(connection, "SELECT current_setting(%s, true)", name)[0][0]]
+    assert set(TIMEOUTS[:3]) <= set(known)
+    database = f"DATABASE {sql.Identifier(DATABASE).as_string()}"
+    narrower = (database, "ROLE postgres", f"ROLE postgres IN {database}")
+    for where, name in itertools.product(narrower, known):
+        postgres_server.sql(f"ALTER {where} SET {name} = '50ms'")
+    yield postgres
+    for where in narrower:
+        postgres_server.sql(f"ALTER {where} RESET ALL")
+
+
+def test_no_timeout_of_the_application_ends_a_session(impatient: Postgres) -> None:
+    """A database's statement_timeout cancelled the backup."""
+    for autocommit in (True, False):
+        with impatient.connect(DATABASE, autocommit=autocommit) as connection, impatient.connect() as clock:
+            assert connection.autocommit == autocommit
+            execute(connection, "SELECT pg_sleep(0.1)")
+            execute(clock, "SELECT pg_sleep(0.1)")  # the other is idle; without autocommit in its transaction
+            assert execute(connection, "SELECT 1") == [(1,)]
+    with impatient.connect(DATABASE, options="-c statement_timeout=40ms") as connection:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            execute(connection, "SELECT pg_sleep(1)")
+        assert execute(connection, "SHOW idle_session_timeout") == [("0",)]
+    with impatient.connect(DATABASE, as_configured=True) as connection:
+        assert execute(connection, "SHOW statement_timeout") == [("50ms",)]
+
+
+def test_no_timeout_of_the_application_ends_a_program(impatient: Postgres) -> None:
+    environment = {**impatient.environment(options="-c lc_messages=C"), "PGDATABASE": DATABASE}
+    two = "BEGIN; SELECT pg_sleep(0.06); SELECT pg_sleep(0.06); COMMIT; SELECT current_setting('lc_messages')"
+    argv = [impatient.program("psql"), "-XAtq", *(arg for one in two.split("; ") for arg in ("-c", one))]
+    assert shell.run(argv, environment=environment).stdout.split() == ["C"]

@@ -108,10 +108,11 @@ class System:
 
 def restore(system: System, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """full_restore from the command line, without a Prefect server: it may have died with the rest. From the dump and
-    the backup of Redis, unless `words` have another method or source."""
+    the backups of Redis and the files, unless `words` have another method or source."""
     argv = ["-m", "flows.recovery.full_restore", "--environment", system.name, "--confirm", system.name]
     argv += [] if "--method" in words else ["--method", "dump"]
     argv += [] if "--redis-source" in words else ["--redis-source", "backup"]
+    argv += [] if "--files-source" in words else ["--files-source", "backup"]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
     return forked.run([*argv, *words], environment)
 

@@ -122,10 +122,11 @@ class Ran:
 
 
 class Stranger:
-    """The system. `programs` are PostgreSQL's, where they are not the wheel's; `alembic`: it migrates with Alembic."""
+    """The system. `programs` are PostgreSQL's, where they are not the wheel's; `alembic`: it migrates with Alembic;
+    `wal`: a receiver streams its WAL, and it has a store of base backups."""
 
-    def __init__(self, programs: Path | None = None, *, alembic: bool = False) -> None:
-        self.alembic = alembic
+    def __init__(self, programs: Path | None = None, *, alembic: bool = False, wal: bool = False) -> None:
+        self.alembic, self.wal = alembic, wal
         self.account = OsAccount.of_servers()
         self.programs, self.redis_program = programs or binaries().postgres, binaries().redis
         self.root = new_directory("stranger")
@@ -140,7 +141,7 @@ class Stranger:
             self.add_revision("first", None, SCHEMA)
             (self.backend / "alembic.ini").write_text(ALEMBIC)
             (self.backend / "migrations/env.py").write_text(ENVIRONMENT)
-        for name in ("pg", "redis", "redis/data"):
+        for name in ("pg", "redis", "redis/data", *["wal"] * wal):
             self.account.directory(self.root / name, 0o750)
         self.describe()
 
@@ -154,6 +155,10 @@ class Stranger:
             redis_program=self.redis_program,
             **self.ports,
         )
+        if self.wal:
+            stores = f'cluster = "{self.root}/backups/cluster"\nwal = "{self.root}/backups/wal"\n'
+            text = text.replace("[backups]\n", f'[wal]\ndirectory = "{self.root}/wal"\n\n[backups]\n{stores}')
+            text = text.replace('redis = "keys", ', 'redis = "keys", receiver = "receiver", ')
         for old, new in changes:
             assert old in text, old
             text = text.replace(old, new)
@@ -203,6 +208,9 @@ class Stranger:
         self.supervisor.write(self._processes())
         self.supervisor.launch({"PATH": os.environ["PATH"]})
         self.start_database()
+        if self.wal:
+            self.sql("SELECT pg_create_physical_replication_slot('wal_archive', true)", database="postgres")
+            self.supervisor.start("receiver")
         self.sql(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE_PASSWORD}'", database="postgres")
         self.sql(f"CREATE DATABASE {DATABASE} OWNER {ROLE}", database="postgres")
         if self.alembic:
@@ -247,7 +255,13 @@ class Stranger:
             "REDIS_URL": f"redis://:{REDIS_PASSWORD}@127.0.0.1:{self.ports['redis']}/0",
             "PORT": str(self.ports["application"]),
         }
+        receiver = [
+            *(self.programs / "pg_receivewal", "-D", self.root / "wal", "--slot=wal_archive", "--synchronous"),
+            *("--status-interval=1", "--no-password"),
+            f"--dbname=host=127.0.0.1 port={self.ports['postgres']} user=postgres application_name=receiver",
+        ]
         return [
+            *([Program("receiver", receiver, self.root / "wal", {"PGPASSWORD": ADMIN_PASSWORD}, user)] * self.wal),
             Program("database", postgres, self.root / "pg", user=user, stop_signal="INT"),
             Program("keys", [self.redis_program, self.root / "redis/redis.conf"], self.root, user=user),
             Program("members", [sys.executable, APPLICATION], self.backend if self.alembic else self.root, environment),
@@ -338,9 +352,9 @@ class Stranger:
 
 
 @contextlib.contextmanager
-def running_stranger(programs: Path | None = None, *, alembic: bool = False) -> Iterator[Stranger]:
+def running_stranger(programs: Path | None = None, *, alembic: bool = False, wal: bool = False) -> Iterator[Stranger]:
     """The system, filled; removed when the block is left."""
-    stranger = Stranger(programs, alembic=alembic)
+    stranger = Stranger(programs, alembic=alembic, wal=wal)
     try:
         stranger.start()
         yield stranger

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from urllib.parse import quote
+
 from flows.database.backup import backup_database
 from flows.recovery.full_restore import full_restore
 from runbook.report import Status
 from runbook.wait import until
-from tests.stranger.system import NAME, Stranger, running_stranger
+from tests.stranger.system import NAME, ROLE, ROLE_PASSWORD, Stranger, running_stranger
 
 GOOD = ("OK", "WARN")
 
@@ -67,3 +70,45 @@ def test_a_release_with_alembic_is_migrated_on_the_copy() -> None:
         planned = stranger.restore()
         assert planned.code == 1
         assert "the migrations have 2 heads" in planned.text
+
+
+MIGRATION = """\
+import os, sys, psycopg, redis
+redis.Redis(port={redis}, password="r3d:pass").incr("migrated")
+dsn = {dsn}
+with psycopg.connect(dsn) as connection:
+    connection.execute("ALTER TABLE users ADD COLUMN nickname text")
+print("one migration")
+"""
+
+
+def describe_migration(stranger: Stranger, dsn: str) -> None:
+    script = stranger.root / "migrate.py"
+    script.write_text(MIGRATION.format(redis=stranger.ports["redis"], dsn=dsn))
+    stranger.describe(more=f'migrate_command = ["{sys.executable}", "{script}"]\n')
+
+
+def test_a_migration_that_needs_redis_runs_while_it_serves(stranger: Stranger) -> None:
+    """It failed, since the restore had stopped Redis before."""
+    back_up(stranger)
+    describe_migration(stranger, 'os.environ["DATABASE_URL"]')
+    done = stranger.restore("--confirm", NAME, "--redis-source", "backup")
+    assert done.code == 0, done.text
+    assert stranger.sql("SELECT count(nickname), count(*) FROM users") == [(0, 500)]
+    assert stranger.ready()
+    facts = stranger.report()["facts"]
+    assert facts["live database during the migration"].startswith("members is unchanged")
+    assert "one migration" in str(stranger.report()["evidence"])
+
+
+def test_a_migration_that_reads_its_own_configuration_ends_the_restore(stranger: Stranger) -> None:
+    """As Django does: it migrated the live database."""
+    back_up(stranger)
+    before = stranger.content()
+    login = f"{ROLE}:{quote(ROLE_PASSWORD, safe='')}"
+    describe_migration(stranger, repr(f"postgresql://{login}@127.0.0.1:{stranger.ports['postgres']}/members"))
+    done = stranger.restore("--confirm", NAME)
+    assert done.code == 1
+    assert "connected to the live database instead of members__new" in done.text
+    assert stranger.content()[:3] == before
+    assert stranger.ready(), "the services run again"

@@ -99,7 +99,7 @@ def rehearse() -> Told:
 def test_from_an_older_prefect_to_this_one(older: Installation) -> None:
     assert backup_prefect.fn(NAME).facts["Prefect"].startswith(f"{OLDER}; 2 deployments, ")
     told = rehearse()
-    assert f"migrates to Prefect {prefect.__version__} and is served by it; nothing is lost" in told.said
+    assert f"migrates to Prefect {prefect.__version__} and is served by it; every row is there" in told.said
     assert told.facts["live"].startswith(f"Prefect {OLDER}, ")
     assert told.findings["revision of the migrated copy"] == revisions()[0]
     with pytest.raises(RunbookFailed, match=f"install the Prefect that took it .*{OLDER}"):

@@ -23,12 +23,13 @@ from flows.database import backup as taking
 from flows.database import restore_steps
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.infrastructure.prefect import recovery, upgrade
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -127,7 +128,7 @@ def restore_prefect(
         effect = Effect(
             back_to("Prefect's database", taken),
             "the replaced database is kept",
-            lost_since(taken),
+            (Loss.everything_since("Prefect's database", taken),),
             f"Prefect is stopped for {about(seconds_from(report.plan_steps, 'stop Prefect'))}",
         )
         permit = report.permit(restore_steps.replace_act(own), alone_act(own), effect=effect)
@@ -145,7 +146,7 @@ def restore_prefect(
         recovery.report_swapped(report, chosen, swapped, settled)
         recovery.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
         report.fail_if_critical()
-        restore_steps.judge_data_loss(report, env, chosen)
+        restore_steps.judge_data_loss(report, env, chosen, "Prefect's database")
         mark_verified(report, chosen)
         report.measure(*measured(chosen))
         report.outcome = f"Prefect is what it was in {chosen.name}, proven by content"
@@ -206,9 +207,7 @@ def main() -> int:
     for one in (parsers["restore"], parsers["upgrade"]):
         one.add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
         one.add_argument("--source", choices=["backups", "copies"], default="backups")
-    parsers["restore"].add_argument(
-        "--confirm", default="", help="the environment's name; without it the plan is shown"
-    )
+    add_confirmation(parsers["restore"])
     parameters = vars(parser.parse_args())
     what = parameters.pop("what")
     if what == "backup":

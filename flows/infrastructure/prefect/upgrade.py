@@ -167,7 +167,7 @@ def attach_switch(report: Report, env: Environment) -> None:
 def outcome(chosen: Backup, is_newer: bool) -> str:
     """The report's outcome."""
     if is_newer:
-        return f"{chosen.name} migrates to Prefect {prefect.__version__} and is served by it; nothing is lost"
+        return f"{chosen.name} migrates to Prefect {prefect.__version__} and is served by it; every row is there"
     return (
         f"Prefect {prefect.__version__} wrote {chosen.name} itself: nothing to upgrade; run this with the new version "
         "installed"

@@ -36,6 +36,7 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.failpoint import failpoint
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -131,7 +132,7 @@ def run_drill(
         effect = Effect(
             f"{name}: {env.name} is broken on purpose and recovered",
             "not needed, the drill recovers it",
-            "writes of the drill's client can be lost",
+            (Loss.not_known("the drill's client", "the drill measures it"),),
             float("nan"),
         )
         permit = report.permit(*chosen.acts(env), effect=effect)

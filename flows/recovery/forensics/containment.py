@@ -11,7 +11,7 @@ from socket import gethostname
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
@@ -147,7 +147,7 @@ def main() -> int:
     contain, release = commands.add_parser("contain"), commands.add_parser("release")
     for command in (contain, release):
         command.add_argument("--environment", required=True)
-        command.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+        add_confirmation(command)
     contain.add_argument("--block-writes", action="store_true")
     contain.add_argument("--reason", default="")
     contain.add_argument("--by", default="")

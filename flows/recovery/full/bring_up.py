@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -11,12 +13,13 @@ from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
-from flows.recovery.full.choose import Chosen
+from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.sources import judge_kept_master
+from flows.redis.restore.steps import report_not_attached
 from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.guard.loss import Loss
@@ -34,7 +37,8 @@ from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.server import Identity
 from tasks.redis.restore.swap import prepare_empty, start_redis, swap_redis, verify_live_redis
-from tasks.redis.topology.isolation import attach, note_swapped
+from tasks.redis.restore.undoing import note_started
+from tasks.redis.topology.isolation import Attached, attach, note_swapped, wait_for_followers
 
 HEALTH_SECONDS = 120
 
@@ -73,6 +77,7 @@ def swap(
         OpsError: a live part is not the one that was judged.
     """
     services.stop()
+    services.stop_redis()
     left = others_in(copies)
     name = chosen.database.name
     try:
@@ -92,6 +97,7 @@ def swap(
     measured = gate.loss if gate else None
     report.loses(measured or Loss.everything_since(env.postgres.database, chosen.database.manifest.taken))
     swap_others(report, permit, env, services, copies)
+    report.loses(*losses_of_others(chosen))
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
@@ -110,6 +116,7 @@ def swap_others(
     if copies.redis:
         services.last = redis = swap_redis.after(services.last)(permit, env.redis, copies.redis)
         services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
+        services.redis_replaced = redis.kept
         services.has_swapped("Redis", redis.kept, left := left[1:])
     if copies.files:
         services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
@@ -119,7 +126,7 @@ def swap_others(
 
 def _switch(report: Report, permit: Permit, env: Environment, services: SystemServices) -> None:
     """The restored files have the connection string of their time; a failover may have happened since."""
-    if not env.application.env_file:
+    if not (env.application.env_file and env.has("postgres")):
         return
     try:
         services.last = done = switch_target.after(services.last)(permit, env.application, env.postgres)
@@ -136,48 +143,106 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     Raises:
         OpsError: the backend does not become healthy.
     """
-    starts_redis = env.has("redis") and not services.redis_kept
-    if copies.redis is None and starts_redis and (done := prepare_empty(env.redis)):
-        report.warn("Redis data directory", "check its content, and back up Redis too", value=done)
+    prepare_redis(report, env, copies, services)
     live = env.postgres.database
     unjudged = copies.states is None
     whole = check.start(report, env, live, after=services.last, origin=copies.origin) if unjudged else None
     counting = read_counts.after(services.last).submit(env.postgres, live)
-    started: object = start_services.after(services.last)(
+    database_started = start_services.after(services.last)(
         env.services, env.services_in((env.postgres.service,)), answers=lambda _: takes_writes(env)
     )
-    if starts_redis:
+    started = start_application(env, copies, services, after=database_started)
+    # Of rules that a copy kept, only the application's writes since can have broken one.
+    checking = whole or check.start(report, env, live, after=started.health, origin=copies.origin, since=copies.states)
+    report_started(report, env, copies, services, started)
+    _judge_counts(report, dict(counting.result().rows), copies)
+    check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
+    services.last = report_application(report, env, started)
+    check.render(report, env, after=services.last)
+    report_attached(report, env, services, started)
+
+
+@dataclass(frozen=True)
+class StartedApplication:
+    """The application runs. `problems`: how the live Redis differs from its copy. `attaching`: the replicas and
+    Sentinels of Redis."""
+
+    health: Health
+    problems: Sequence[str]
+    attaching: Pending[Attached] | None
+
+
+def prepare_redis(report: Report, env: Environment, copies: StagedCopies, services: SystemServices) -> None:
+    """Give Redis a data directory, if it starts without a restored copy and has none."""
+    if copies.redis is None and _starts_redis(env, services) and (done := prepare_empty(env.redis)):
+        report.warn("Redis data directory", "check its content, and back up Redis too", value=done)
+
+
+def start_application(
+    env: Environment, copies: StagedCopies, services: SystemServices, after: object
+) -> StartedApplication:
+    """Start Redis and verify its data, then start the application and wait until it is healthy.
+
+    Raises:
+        OpsError: Redis does not start, or the backend does not become healthy.
+    """
+    started = after
+    if _starts_redis(env, services):
         started = start_redis.after(started)(env.redis, env.services)
+        note_started(env.redis, env.reports_directory, services.redis_replaced)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
     # The backend finds its master through the Sentinels; the replicas may follow while the application is checked.
     attaching = _attach(services, started) if not problems else None
     roles, healthy = env.services_in(("backend", "frontend")), partial(answers, env.application)
     started = start_services.after(started)(env.services, roles, answers=healthy)
-    health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
-    # Of rules that a copy kept, only the application's writes since can have broken one.
-    checking = whole or check.start(report, env, live, after=health, origin=copies.origin, since=copies.states)
-    report_health(report, health)
+    try:
+        health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
+    except OpsError:
+        if attaching:
+            attaching.result()  # Sentinels that name no master are the reason, where it fails too
+        raise
+    return StartedApplication(health, problems, attaching)
+
+
+def _starts_redis(env: Environment, services: SystemServices) -> bool:
+    return env.has("redis") and not services.redis_kept
+
+
+def report_started(
+    report: Report, env: Environment, copies: StagedCopies, services: SystemServices, started: StartedApplication
+) -> None:
+    """Report the health, the outage and Redis's live data."""
+    report_health(report, started.health)
     if services.stopping_at:
         outage = (datetime.now(UTC) - services.stopping_at).total_seconds()
         report.fact("outage", f"{duration(outage)}, from the stop of the services until they were healthy")
     if copies.redis:
         report.require(
             "Redis live",
-            not problems,
+            not started.problems,
             "check its log; the replaced data is kept",
-            value="; ".join(problems[:3]) or "all keys without TTL are present",
+            value="; ".join(started.problems[:3]) or "all keys without TTL are present",
         )
     if services.redis_kept:
-        judge_kept_master(report, env, services.redis_kept, after=health)
-    _judge_counts(report, dict(counting.result().rows), copies)
-    check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
-    services.last = _smoke(report, env, health)
-    check.render(report, env, after=services.last)
-    for problem in attaching.result() if attaching else ():
-        report.warn("Redis topology restored", problem)
+        judge_kept_master(report, env, services.redis_kept, after=started.health)
 
 
-def _attach(services: SystemServices, after: object) -> Pending[tuple[str, ...]] | None:
+def report_application(report: Report, env: Environment, started: StartedApplication) -> SmokeResult:
+    """Run the smoke checks."""
+    result = smoke_check.after(started.health)(env.application)
+    report_smoke(report, result)
+    return result
+
+
+def report_attached(report: Report, env: Environment, services: SystemServices, started: StartedApplication) -> None:
+    """Wait until the replicas of Redis are in sync, and report the servers and Sentinels that are not attached."""
+    if started.attaching:
+        attached = started.attaching.result()
+        waiting = wait_for_followers.after(attached)(services.permit, env.redis, attached, env.reports_directory)
+        report_not_attached(report, waiting)
+
+
+def _attach(services: SystemServices, after: object) -> Pending[Attached] | None:
     """Replicas follow and Sentinels monitor Redis again."""
     if services.topology is None or services.topology.is_alone:
         return None
@@ -196,12 +261,6 @@ def _judge_counts(report: Report, live: dict[str, int], copies: StagedCopies) ->
         "find out who deletes rows: the copy had all of them at the swap",
         value="; ".join(fewer[:3]) or f"{sum(live.values()):,} in {len(live)} tables",
     )
-
-
-def _smoke(report: Report, env: Environment, health: Health) -> SmokeResult:
-    result = smoke_check.after(health)(env.application)
-    report_smoke(report, result)
-    return result
 
 
 def report_results(report: Report, env: Environment, chosen: Chosen, services: SystemServices) -> None:
@@ -229,13 +288,12 @@ def judge_time(report: Report, env: Environment) -> None:
     report.fact("RTO", f"{duration(report.seconds)} of {duration(env.rto_seconds)}")
 
 
-def finish(report: Report, chosen: Chosen) -> None:
+def finish(report: Report, chosen: OtherParts) -> None:
     """Note the backups as verified, and the outcome."""
-    backups = [backup for backup in (chosen.database, chosen.redis, chosen.files) if backup]
-    report.measure("everything backup", sum(backup.manifest.bytes for backup in backups))
-    for backup in backups:
+    report.measure("everything backup", sum(backup.manifest.bytes for backup in chosen.backups))
+    for backup in chosen.backups:
         mark_verified(report, backup)
-    report.outcome = "the system is up, and everything is restored and proven"
+    report.outcome = "the system is up, and what was restored is proven"
 
 
 def report_lost_writes(

@@ -9,7 +9,7 @@ from blocks.environment import STOP_ORDER, Environment
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full import migration
-from flows.recovery.full.choose import Chosen
+from flows.recovery.full.choose import Chosen, OtherParts
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
@@ -60,14 +60,13 @@ class SystemCopies(StagedCopies):
 
 def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, when: str) -> None:
     """Plan every step with its bytes and estimated seconds."""
-    stop = stopped(env, chosen)
     if found.presence != "up":
         alone = "; standby and WAL receiver are left out, and commits wait for no standby" * env.has("standby")
         how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
         create: list[CarriesOut] = [stop_services, create_cluster] if found.presence == "absent" else []
         report.plan("start the database server", how, by=[*create, start_services])
     if when == "first":
-        report.plan("stop services", stop, seconds=2, by=stopped_by(env, chosen))
+        plan_stop(report, env)
     database.plan_database(report, env, chosen.database)
     swap = report.plan_steps.pop()
     plan_others(report, env, chosen)
@@ -79,12 +78,13 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, w
     if chosen.redis_topology:
         plan_detaching(report, env, chosen.redis_topology)
     if when == "at_swap":
-        report.plan("stop services", stop, seconds=2, by=stopped_by(env, chosen))
+        plan_stop(report, env)
+    plan_redis_stop(report, env, chosen)
     report.plan_steps.append(swap)
     plan_start(report, env, chosen)
 
 
-def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
+def plan_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the copies of Redis and the files."""
     if chosen.redis_kept:
         sources.plan_kept(report, chosen.redis_kept)
@@ -105,25 +105,28 @@ def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
             )
 
 
-def plan_start(report: Report, env: Environment, chosen: Chosen) -> None:
+def plan_start(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the start and the checks."""
     started = _without_kept(env.services_in(("redis", "backend", "frontend")), chosen)
     starts: list[CarriesOut] = [start_services, start_redis, wait_healthy]
     report.plan("start services", ", ".join(started), seconds=START_ESTIMATE_SECONDS, by=starts)
-    report.plan("check", "health, expectations again, smoke checks", by=[smoke_check])
+    checks = ["health", *["expectations again"] * env.has("postgres"), "smoke checks"]
+    report.plan("check", ", ".join(checks), by=[smoke_check])
 
 
-def stopped(env: Environment, chosen: Chosen) -> str:
-    """The services that a full restore stops, for its plan."""
-    return ", ".join(_without_kept(env.services_in(STOP_ORDER), chosen))
+def plan_stop(report: Report, env: Environment) -> None:
+    """Plan the stop of the services. Redis serves on: a migration may need it."""
+    names = ", ".join(role for role in env.services_in(STOP_ORDER) if role != "redis")
+    report.plan("stop services", names, seconds=2, by=[stop_services])
 
 
-def stopped_by(env: Environment, chosen: Chosen) -> list[CarriesOut]:
-    """The steps that stop the services of a full restore."""
-    return [stop_services, stop_redis] if env.has("redis") and not chosen.redis_kept else [stop_services]
+def plan_redis_stop(report: Report, env: Environment, chosen: OtherParts) -> None:
+    """Plan the stop of Redis, directly before the swap."""
+    if env.has("redis") and not chosen.redis_kept:
+        report.plan("stop Redis", f"the service {env.services.name_of('redis')}", seconds=1, by=[stop_redis])
 
 
-def _without_kept(roles: Iterable[str], chosen: Chosen) -> list[str]:
+def _without_kept(roles: Iterable[str], chosen: OtherParts) -> list[str]:
     return [role for role in roles if role != "redis" or not chosen.redis_kept]
 
 
@@ -151,12 +154,12 @@ def begin_database(permit: Permit, env: Environment, chosen: Chosen, jobs: int) 
     return fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
 
 
-def build_others(permit: Permit, env: Environment, chosen: Chosen) -> StagedCopies:
+def build_others(permit: Permit, env: Environment, chosen: OtherParts) -> StagedCopies:
     """Build Redis and the files at the same time."""
     return begin_others(permit, env, chosen)()
 
 
-def begin_others(permit: Permit, env: Environment, chosen: Chosen) -> Callable[[], StagedCopies]:
+def begin_others(permit: Permit, env: Environment, chosen: OtherParts) -> Callable[[], StagedCopies]:
     """Begin to build Redis and the files. The returned function waits for them."""
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
@@ -209,7 +212,7 @@ def prove(
     report.fail_if_critical()
 
 
-def prove_others(report: Report, env: Environment, chosen: Chosen, copies: StagedCopies) -> None:
+def prove_others(report: Report, env: Environment, chosen: OtherParts, copies: StagedCopies) -> None:
     """Compare the copies of Redis and of the files with their manifests.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
 from flows.database import restore_steps as database
@@ -21,8 +21,9 @@ from runbook.guard.effect import Effect, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.application.connection_string import SWITCH
+from tasks.application.live_files import LiveFiles, read_live_files
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
@@ -38,28 +39,33 @@ from tasks.redis.topology.topology import ReplicationTopology, read_topology
 from tasks.stores.store import Store
 
 Part = Literal["redis", "files"]
+FilesSource = Literal["auto", "backup", "live"]
 BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The backups of one full restore. A part without a backup is None, and is not restored. `redis_topology`: the
-    replicas and Sentinels of Redis. `dump`: the database's, without the objects in `accept`. `redis_survivor`: a copy
-    of Redis's data, captured as `redis` once the services are stopped. `redis_kept`: the master's data, left as it
-    is."""
+class OtherParts:
+    """The sources of the parts other than the database. A part without a backup is None, and is not restored.
+    `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
+    once the services are stopped. `redis_kept`: the master's data, left as it is. `files_kept`: the live files, left as
+    they are."""
 
-    database: Backup
-    redis: Backup | None
-    files: Backup | None
+    redis: Backup | None = None
+    files: Backup | None = None
     redis_fitness: RedisFitness | None = None
     redis_topology: ReplicationTopology | None = None
-    dump: DumpSource | None = None
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
+    files_kept: LiveFiles | None = None
+
+    @property
+    def backups(self) -> list[Backup]:
+        """Every backup that is restored."""
+        return [backup for backup in (self.redis, self.files) if backup]
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """The acts that need a permit."""
-        acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env)]
+        acts = list[Act]()
         if self.redis_topology:
             acts.append(Act(TAKE_OFF, env.redis.data_directory))
         if self.redis or self.redis_survivor:
@@ -70,19 +76,42 @@ class Chosen:
         return tuple(acts)
 
 
+@dataclass(frozen=True)
+class Chosen(OtherParts):
+    """The backups of one full restore. `dump`: the database's, without the objects in `accept`."""
+
+    database: Backup = field(kw_only=True)
+    dump: DumpSource | None = field(default=None, kw_only=True)
+
+    @property
+    def backups(self) -> list[Backup]:
+        """Every backup that is restored."""
+        return [self.database, *super().backups]
+
+    def acts(self, env: Environment) -> tuple[Act, ...]:
+        """The acts that need a permit."""
+        own = (database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env))
+        return (*own, *super().acts(env))
+
+
+Parts = TypeVar("Parts", bound=OtherParts)
+
+
 def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
     """Pin what the run replaces: writes after the plan are lost. `up`: whether the database server answers."""
     pin_database(report, env.postgres, replaced=True, up=up)
     pin_others(report, env, chosen)
 
 
-def pin_others(report: Report, env: Environment, chosen: Chosen) -> None:
+def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Pin what the run replaces besides the database."""
     if source := chosen.redis or chosen.redis_survivor:
         report.pin_state("backup of Redis", source.name)
         pin_redis(report, env.redis, replaced=True)
     if chosen.redis_kept:
         report.pin_state("Redis", f"kept: {chosen.redis_kept.where}")
+    if chosen.files_kept:
+        report.pin_state("files", "kept")
     if chosen.files:
         report.pin_state("backup of the files", chosen.files.name)
         pin_paths(report, "live files", env.application.directory)
@@ -92,18 +121,26 @@ def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Eff
     """The headline of a plan that restores the dump. `up`: whether the database server answers."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if up else "")
-    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(env, chosen))
+    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
     return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), losses, down)
 
 
-def losses_of_others(env: Environment, chosen: Chosen) -> tuple[Loss, ...]:
+def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
     """The losses of Redis and the files, where their live data is replaced."""
     found = []
-    if chosen.redis and not chosen.redis_survivor:
+    if copy := chosen.redis_survivor:
+        found.append(_loss_of(copy))
+    elif chosen.redis:
         found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
     if chosen.files:
         found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
     return tuple(found)
+
+
+def _loss_of(copy: SurvivingCopy) -> Loss:
+    if copy.moment is None:
+        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
+    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
@@ -112,14 +149,15 @@ def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
         (f"Redis to {clock.short(chosen.redis.manifest.taken)}" if chosen.redis else ""),
         (f"Redis has the data of {chosen.redis_survivor.name}" if chosen.redis_survivor else ""),
         (f"the files to {clock.short(chosen.files.manifest.taken)}" if chosen.files else ""),
+        ("the live files are kept" if chosen.files_kept else ""),
     ]
     return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
 
 
-def undo_of(chosen: Chosen, database: str) -> str:
+def undo_of(chosen: OtherParts, *database: str) -> str:
     """The runbooks that undo a full restore; `database`: the one for the database."""
     others = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
-    return ", ".join([database, *others, *["undo-restore-files"] * bool(chosen.files)])
+    return ", ".join([*database, *others, *["undo-restore-files"] * bool(chosen.files)])
 
 
 def choose(
@@ -130,9 +168,12 @@ def choose(
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
     redis_source: RedisSource = "auto",
+    files_source: FilesSource = "auto",
+    *,
+    latest: bool,
 ) -> Chosen:
     """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
-    `without` are not restored.
+    `without` are not restored. `latest`: see `with_others`.
 
     Raises:
         OpsError: there is no such backup of the database, or a store is unreachable.
@@ -141,7 +182,7 @@ def choose(
     chosen = database.choose_backup(report, env, wanted, source)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
     others = with_others(
-        report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
+        *(report, env, chosen, chosen.manifest.taken, source, without, redis_source, files_source), latest=latest
     )
     if others.redis_kept:
         redis_sources.report_newer(report, others.redis_kept, chosen.manifest.taken)
@@ -156,16 +197,37 @@ def with_others(
     source: Stores,
     without: Sequence[Part] = (),
     redis_source: RedisSource = "backup",
+    files_source: FilesSource = "backup",
     *,
     latest: bool = True,
 ) -> Chosen:
     """Add the Redis and files backups nearest to `moment`, the database's point in time, and judge them. `latest`: no
-    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup.
+    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup, and intact live
+    files stay.
 
     Raises:
         OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
+    others = choose_others(
+        *(report, env, moment, source, without, redis_source, files_source), latest=latest, database=database
+    )
+    return Chosen(**vars(others), database=database)
+
+
+def choose_others(
+    report: Report,
+    env: Environment,
+    moment: datetime,
+    source: Stores,
+    without: Sequence[Part] = (),
+    redis_source: RedisSource = "backup",
+    files_source: FilesSource = "backup",
+    *,
+    latest: bool = True,
+    database: Backup | None = None,
+) -> OtherParts:
+    """The sources of Redis and the files, nearest to `moment`. `database`: its backup, if the environment has one."""
     redis, files, fitness, survivor, kept = None, None, None, None, None
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     if around:
@@ -183,19 +245,50 @@ def with_others(
             redis, around, survivor, kept = None, None, None, survivor
         elif survivor:
             redis, fitness = None, redis_sources.judge(report, env, survivor, around)
-            redis_sources.judge_gap(report, survivor, moment)
+            if database:
+                redis_sources.judge_gap(report, survivor, moment)
         elif redis:
             fitness = judge_redis(report, env, redis, damage, around)
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
+    files_kept = _live_files(report, env, files, files_source, latest=latest) if files else None
+    if files_kept:
+        files = None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(database, redis, files, fitness, around, redis_survivor=survivor, redis_kept=kept)
+    return OtherParts(redis, files, fitness, around, survivor, kept, files_kept)
 
 
-def captured(report: Report, permit: Permit, env: Environment, chosen: Chosen) -> Chosen:
+def _live_files(
+    report: Report, env: Environment, backup: Backup, source: FilesSource, *, latest: bool
+) -> LiveFiles | None:
+    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored."""
+    if source == "backup" or (source == "auto" and not latest):
+        return None
+    found = read_live_files(env.application, backup)
+    if found.problems and source == "live":
+        report.warn(
+            "live files",
+            "nothing to do: files_source=live keeps them; files_source=backup restores the backup",
+            value="; ".join(found.problems[:3]),
+            expected=f"every entry of {backup.name}",
+        )
+    elif found.problems:
+        hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
+        report.warn("live files", hint, value="; ".join(found.problems[:3]), expected=f"every entry of {backup.name}")
+        return None
+    since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
+    report.fact(
+        BACKUP_OF["files"],
+        f"{backup.name}: not needed, the live files are kept ({since}); files_source=backup restores it",
+    )
+    report.table("Live files written since their backup", ("path",), [(path,) for path in found.written], most=50)
+    return found
+
+
+def captured(report: Report, permit: Permit, env: Environment, chosen: Parts) -> Parts:
     """With the surviving copy of Redis's data as a proven backup, if it is the source. The services are stopped.
 
     Raises:
@@ -211,23 +304,27 @@ def _nearest(
     env: Environment,
     source: Stores,
     kind: Part,
-    database: Backup,
+    database: Backup | None,
     moment: datetime,
     live: Path,
     waived: bool,
     survivors: Survivors | None = None,
 ) -> Backup | None:
-    """The backup nearest to the database's point in time, of the same environment, and the gap between the two. None
+    """The backup nearest to a point in time, of the database's environment, and the gap between the two. None
     without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and none of
     the `survivors` is complete, only a waiver lets it start empty."""
     if waived:
         report.fact(BACKUP_OF[kind], f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
-    backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
+    name = database.manifest.environment if database else env.name
+    backup = catalogue.find_nearest.after(database)(store, kind, moment, name)
     if not backup:
         _report_none(report, store, kind, live, survivors or Survivors())
         return None
+    if not database:
+        report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)})")
+        return backup
     gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"expect inconsistencies: the database and {kind} are from different times"

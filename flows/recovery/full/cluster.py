@@ -13,7 +13,7 @@ from flows.database import expectations as check
 from flows.recovery.destruction import read_end
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
-from flows.recovery.full.choose import Chosen
+from flows.recovery.full.choose import Chosen, losses_of_others
 from flows.recovery.full.start import other_databases
 from flows.recovery.gate import AGAIN, require_confirmed
 from flows.recovery.options import RestoreOptions
@@ -25,7 +25,7 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.report import Report
-from tasks.cluster.fence import FencedServer, read_fence
+from tasks.cluster.fence import FencedServer
 from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.recovery import read_standing, wait_recovered
 from tasks.cluster.swap import flush_cluster, sync_cluster
@@ -34,6 +34,7 @@ from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
 from tasks.postgres.tables.filenodes import read_database_names
+from tasks.redis.restore.swap import start_redis
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
 
@@ -87,13 +88,13 @@ def plan(
     """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
     `stop_first`: the application and the database server are stopped before the copy is built."""
     if stop_first:
-        stopped = ", ".join([build.stopped(env, chosen), *swap.servers(env)])
-        report.plan("stop services", stopped, seconds=5, by=[*build.stopped_by(env, chosen), read_fence])
+        swap.plan_stop(report, env)
     plan_copy(report, env, option, of)
     check.plan(report, env)
     build.plan_others(report, env, chosen)
     migration.judge(report, env, revision, chosen.files)
     swap.plan(report, env, stopped=stop_first)
+    build.plan_redis_stop(report, env, chosen)
     start = "and its WAL receiver; afterwards: rejoin-standby and backup-cluster"
     report.plan("start the database server", start, seconds=2, by=[start_services])
     build.plan_start(report, env, chosen)
@@ -293,7 +294,9 @@ def swapping_in(
             raise
         services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
         services.last = cluster.last
+        services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)
+        report.loses(*losses_of_others(run.chosen))
         yield
 
 
@@ -306,7 +309,9 @@ def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServic
     report, permit, env = run.report, run.permit, run.env
     cluster.last = services.last
     swap.start_server(report, permit, env, cluster)
-    user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
     name = env.postgres.database
-    services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
+    ready: object = try_login.after(cluster.last)(env.postgres, name)
+    if copies.redis:  # a migration may need it
+        ready = start_redis.after(ready)(env.redis, env.services)
+    services.last = migration.migrate(report, permit, env, name, None, revision="", after=ready) or ready
     cluster.all_started()

@@ -58,8 +58,8 @@ class FoundServer:
 def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> FoundServer:
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
-    state, silence = _presence(env)
-    _judge_roles(report, env, state)
+    state, silence = read_presence(env)
+    judge_roles(report, env, *([env.postgres.service] if state != "up" else []))
     live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
@@ -75,8 +75,8 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     return FoundServer(state, services, live, others)
 
 
-def _presence(env: Environment) -> tuple[Presence, OpsError | None]:
-    """With the reason why it does not answer. A server that is starting is given time."""
+def read_presence(env: Environment) -> tuple[Presence, OpsError | None]:
+    """Read whether the server answers, and why it does not. A server that is starting is given time."""
     state = presence(env.postgres)
     if state != "down":
         return state, None
@@ -84,9 +84,9 @@ def _presence(env: Environment) -> tuple[Presence, OpsError | None]:
     return (state if silence else presence(env.postgres)), silence
 
 
-def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
-    """Every service that the run starts or stops has a name under [services.names]."""
-    needed = [*(["redis"] if env.has("redis") else []), *([env.postgres.service] if state != "up" else [])]
+def judge_roles(report: Report, env: Environment, *roles: str) -> None:
+    """Every service that the run starts or stops, Redis and `roles`, has a name under [services.names]."""
+    needed = [*(["redis"] if env.has("redis") else []), *roles]
     missing = [role for role in needed if role not in env.services.names]
     report.require(
         "services",

@@ -61,9 +61,8 @@ def plan(
     """Plan every step, and judge the live server. The dump does not exist yet, so the newest one in the store stands in
     for it; the run judges the server again with the right one, before anything live is touched."""
     bytes_, name = option.extracted_bytes, env.postgres.database
-    stop, stops = build.stopped(env, chosen), build.stopped_by(env, chosen)
     if stop_first:
-        report.plan("stop services", stop, seconds=2, by=stops)
+        build.plan_stop(report, env)
     cluster.plan_copy(report, env, option, "this")
     seconds = bytes_ / DUMP_BYTES_PER_SECOND
     report.plan(
@@ -83,7 +82,8 @@ def plan(
     check.plan(report, env)
     migration.judge(report, env, options.tables.revision, chosen.files)
     if not stop_first:
-        report.plan("stop services", stop, seconds=2, by=stops)
+        build.plan_stop(report, env)
+    build.plan_redis_stop(report, env, chosen)
     kept = f"{copy} becomes {name}; the old {name} is kept as {name}__old_…"
     report.plan("swap", kept, seconds=0.2, by=[swap_databases])
     build.plan_start(report, env, chosen)

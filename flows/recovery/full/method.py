@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
+from blocks.postgres.refusals import Starting
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE
 from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
-from flows.recovery.full.database_server import FoundServer, judge_standby
+from flows.recovery.full.database_server import FoundServer, judge_standby, read_presence
 from flows.recovery.full.extraction import ExtractedCopies
 from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
@@ -40,7 +41,7 @@ from tasks.backups.catalogue import LATEST, kind_of
 from tasks.cluster.copy import BuiltCluster
 from tasks.host.services import read_services
 from tasks.postgres.restore.swap import advisory_lock
-from tasks.postgres.server.server import presence, read_server
+from tasks.postgres.server.server import read_server
 from tasks.postgres.sessions.held_writes import held_writes
 
 Method = Literal["auto", "cluster", "dump"]
@@ -48,10 +49,12 @@ Method = Literal["auto", "cluster", "dump"]
 
 @dataclass(frozen=True)
 class ClusterParameters:
-    """The parameters of a run that matter for a restore of the cluster."""
+    """The parameters of a run that matter for a restore of the cluster. `latest`: no earlier point in time was asked
+    for, although `backup` is a name where a plan for latest is confirmed."""
 
     method: Method
     backup: str
+    latest: bool
     source: Stores
     without: Sequence[choose.Part]
     stop_services: str
@@ -59,6 +62,7 @@ class ClusterParameters:
     databases: Sequence[str]
     before: str
     redis_source: RedisSource
+    files_source: choose.FilesSource
     jobs: int
     advance: bool
     accept: Sequence[str]
@@ -138,7 +142,7 @@ def decide(
         OpsError: there is no option.
         RunbookFailed: what the chosen one needs is missing.
     """
-    state = presence(env.postgres)
+    state, silence = read_presence(env)
     others = list[str]()
     if state == "up":
         others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
@@ -153,7 +157,8 @@ def decide(
     if not option.replay:
         return None
     if state != "up":
-        report.fact("database server", f"{'down' if state == 'down' else 'missing'}: this run replaces it")
+        what = "starting" if isinstance(silence, Starting) else "down" if state == "down" else "missing"
+        report.fact("database server", f"{what}: this run stops and replaces it")
         judge_standby(report, env)
     services = read_services(env.services, env.services_in(START_ORDER))
     found = FoundServer(state, services, None)
@@ -173,7 +178,8 @@ def decide(
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
     chosen = choose.with_others(
         *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
-        latest=given.backup == LATEST,
+        given.files_source,
+        latest=given.latest,
     )
     if chosen.redis_kept and option.replay and not option.replay.target.is_the_end:
         report_newer(report, chosen.redis_kept, option.newest)
@@ -204,7 +210,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     return Effect(
         choose.whole_system(env, chosen, option.newest),
         choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
-        (restore.options.loss, *choose.losses_of_others(env, chosen)),
+        (restore.options.loss, *choose.losses_of_others(chosen)),
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
 
@@ -309,6 +315,8 @@ def _build(
     with started_on_failure(services):
         if _stops_first(given, restore):
             services.stop()
+        if restore.chosen.redis_survivor:
+            services.stop_redis()
         restore.chosen = choose.captured(report, permit, env, restore.chosen)
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)

@@ -13,7 +13,7 @@ from tasks.application.staged_files import FilesCopy
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup
 from tasks.migrations.alembic import MigratedDatabase, upgrade
-from tasks.migrations.command import run_command
+from tasks.migrations.command import MigrationFailed, run_command
 from tasks.migrations.packed import backend_in, packs_alembic, read_packed_heads
 from tasks.migrations.scripts import INI, MigrationHeads, read_heads
 
@@ -36,7 +36,8 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
     if env.has("application") and env.application.migrate_command:
         program = env.application.migrate_command[0]
         _judge_program(report, env, files, "migrate_command", program)
-        report.plan("migrate the copy", " ".join(env.application.migrate_command), by=[run_command])
+        how = f"{' '.join(env.application.migrate_command)}; meanwhile the live database refuses changes of its schema"
+        report.plan("migrate the copy", how, by=[run_command])
         return
     if not uses_alembic(env, files, revision):
         report.fact("migrations", "none: the environment has no Alembic and no [application] migrate_command")
@@ -99,20 +100,39 @@ def migrate(
         revision: the backup's
 
     Raises:
-        as `upgrade` and `run_command`; the live database was not touched.
+        as `upgrade` and `run_command`; what is known of the live database is in the report.
     """
     if not env.has("application"):
         return None
     application, inside = env.application, backend_in(env.application)
     backend = files.path / inside if files and inside is not None else Path(application.backend_directory)
     if application.migrate_command:
-        done = run_command.after(after)(permit, env.postgres, application, database, backend)
+        try:
+            done = run_command.after(after)(permit, env.postgres, application, database, backend)
+        except MigrationFailed as error:
+            _report_failure(report, error)
+            raise
         report.fact("migrated by", f"{application.migrate_command[0]}, {done.seconds:.1f} s")
+        _report_run(report, done.output, done.live)
         return done
     if not application.backend_directory or not (revision or (backend / INI).is_file()):
         return None
     done = upgrade.after(after)(permit, env.postgres, application, database, backend_directory=backend)
     return done if report_revision(report, done) else None
+
+
+def _report_run(report: Report, output: str, live: str) -> None:
+    if live:
+        report.fact("live database during the migration", live)
+    report.table("Output of the migration command", ("line",), [(line,) for line in output.splitlines()])
+
+
+def _report_failure(report: Report, error: MigrationFailed) -> None:
+    """The command's output, and the state of a live database that it may have changed."""
+    _report_run(report, error.output, error.live.text if error.live else "")
+    if error.live and not error.live.is_unchanged:
+        hint = "find out what the command writes and compare it with the newest backup, then run this again"
+        report.state_is(f"nothing live was replaced, but {error.live.text}", hint)
 
 
 def report_revision(report: Report, done: MigratedDatabase) -> bool:

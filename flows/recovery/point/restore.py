@@ -17,7 +17,7 @@ from blocks.environment import Environment, Stores
 from flows.database.base_backup import judge_space, judge_version
 from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.recovery.gate import Copy, fence_cluster, planned_loss
 from flows.recovery.point import build, choice, swap
@@ -266,7 +266,7 @@ def main() -> int:
     parser.add_argument("--backup", default=choice.AUTO)
     parser.add_argument("--timeline", type=int, default=0)
     parser.add_argument("--source", choices=get_args(Stores), default="backups")
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     return launch(restore_to_point, vars(parser.parse_args()))
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.recovery.postgres import rejoin
-from flows.recovery.postgres.findings import MIB, feeds_old_wal, judge
+from flows.recovery.postgres.findings import MIB, feeds_old_wal, is_synchronous, judge
 from flows.recovery.postgres.pair import Mode, ServerPair, read_pair, report_pair
 from flows.recovery.postgres.promotion import (
     AGAIN,
@@ -27,6 +27,7 @@ from flows.recovery.postgres.summary import report_follow_up, report_loss, repor
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -130,11 +131,13 @@ def _judge_again(
 
 
 def _effect(report: Report, pair: ServerPair) -> Effect:
-    lost = "" if pair.course == "hand over" else f"commits that {address(pair.new)} has not received are lost"
+    part, loss = pair.new.database, Loss(pair.new.database)
+    if pair.course != "hand over" and not is_synchronous(pair):
+        loss = Loss.not_known(part, f"commits did not wait for {address(pair.new)}: those that it lacks are lost")
     return Effect(
         f"{address(pair.new)} becomes the primary instead of {address(pair.old)}",
         "rejoin-standby, then a planned failover back",
-        lost,
+        (loss,),
         sum(step.seconds for step in report.plan_steps if step.step != "rejoin"),
     )
 
@@ -295,7 +298,7 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
         effect = Effect(
             f"{address(joining.node)} becomes a standby of {address(joining.primary)}",
             "",
-            "what only it has is saved as WAL, and then lost on it",
+            (rejoin.loss_of(joining),),
         )
         permit = report.permit(*rejoin.rejoin_acts(joining), effect=effect)
         rejoin.join(report, permit, env, joining, method)

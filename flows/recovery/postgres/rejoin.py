@@ -11,6 +11,7 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
 from flows.recovery.postgres.promotion import AGAIN, judge_receiver
 from runbook.errors import CommandFailed, OpsError
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -88,6 +89,14 @@ def read_joining(primary: Postgres, node: Postgres) -> Joining:
         return replace(joining, diverged=read_diverged(node, control.timeline, parted))
     except OpsError as error:
         return replace(joining, problem=error)
+
+
+def loss_of(joining: Joining) -> Loss:
+    """The commits that only the joining server has. They are saved as WAL first."""
+    part = address(joining.node)
+    if joining.problem or (joining.control is None and not joining.parted_at):
+        return Loss.not_known(part, joining.problem.message if joining.problem else "its data directory is unreadable")
+    return Loss(part, joining.diverged.commits if joining.diverged else 0)
 
 
 def is_joined(joining: Joining) -> bool:

@@ -7,6 +7,7 @@ from flows.recovery.postgres.findings import is_synchronous
 from flows.recovery.postgres.pair import ServerPair
 from flows.recovery.postgres.promotion import Done, Phases
 from flows.recovery.postgres.rejoin import join_there
+from runbook.guard.loss import Loss
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
@@ -64,7 +65,9 @@ def report_loss(report: Report, pair: ServerPair, done: Done, left: Beyond | Non
     """Report the loss by the old primary's WAL, or by the replication mode where that cannot be read. `left`: what that
     WAL has beyond the start of the new timeline."""
     _report_ledger(report, pair, account)
+    part = pair.new.database
     if left is not None and not left.commits:
+        report.loses(Loss(part))
         more = f"; {left.bytes:,} bytes without a commit" if left.bytes else ""
         report.fact("acknowledged writes lost", f"0 (proven: the old primary's WAL has no further commit{more})")
         return
@@ -76,6 +79,7 @@ def report_loss(report: Report, pair: ServerPair, done: Done, left: Beyond | Non
     if by_mode:
         why = f"0, by synchronous replication ({pair.sync_names}): all WAL of its standbys was replayed"
         report.fact("acknowledged writes lost", why)
+        report.loses(Loss(part))
         if only_there:
             report.fact("never acknowledged", f"{only_there}: their clients still waited, unless they cancelled")
         return
@@ -89,6 +93,8 @@ def report_loss(report: Report, pair: ServerPair, done: Done, left: Beyond | Non
         expected="0",
     )
     report.fact("acknowledged writes lost", f"at most {left.commits:,} transactions" if left else "unknown")
+    unproven = Loss.not_known(part, "the old primary's WAL cannot be read, and its commits waited for no standby")
+    report.loses(Loss(part, left.commits) if left else unproven)
 
 
 def _report_ledger(report: Report, pair: ServerPair, account: WriteLoss) -> None:

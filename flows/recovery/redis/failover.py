@@ -13,6 +13,7 @@ from flows.recovery.redis.progress import report_phases, settled, verify_after
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -140,7 +141,8 @@ def _effect(choice: PromotionChoice, mode: Mode) -> Effect:
     back = f"redis-failover with mode=planned, new_master={choice.master}"
     if mode == "planned":
         return Effect(what, back, down="writes pause for about 1 s")
-    return Effect(what, back, f"writes that {choice.candidate} has not received are lost", 3.0)
+    loss = Loss.not_known("Redis", f"writes that {choice.candidate} has not received are lost")
+    return Effect(what, back, (loss,), 3.0)
 
 
 def _plan(report: Report, choice: PromotionChoice, mode: Mode) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blocks.redis.server import Redis
+from runbook.guard.loss import Loss
 from runbook.report import Report
 from tasks.redis.failover.group import Group, GroupMember, LastSeen, read_last_seen
 from tasks.redis.failover.ledger import RedisFailoverMarker
@@ -16,6 +17,7 @@ from tasks.redis.failover.promotion import HandOver
 
 # INCR of a one-letter key, in the replication stream.
 SHORTEST_WRITE_BYTES = 21
+REDIS = "Redis"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def report_planned_loss(report: Report, done: HandOver) -> None:
         value="paused until the old master was a replica" if done.unbroken else "a gap before the old master followed",
     )
     report.fact("acknowledged writes lost", "0 (proven)" if done.lost_nothing else value)
+    report.loses(Loss(REDIS) if done.lost_nothing else Loss.not_known(REDIS, value))
 
 
 def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMember, before: Before) -> None:
@@ -76,6 +79,7 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMembe
             "compare with the application's records; the old master logs its offset when it starts again",
             value="not measured: no Sentinel kept the master's last INFO",
         )
+        report.loses(Loss.not_known(REDIS, "no Sentinel kept the master's last INFO"))
         return
     certain = max(0, seen.offset - new.promoted_at)
     window = max(0.0, before.died - seen.at)
@@ -91,6 +95,8 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMembe
     else:
         report.fact("no acknowledged write lost before", safe)
     report.fact("acknowledged writes lost, at most, at the last known load", f"{most:,}")
+    unknown = Loss.not_known(REDIS, f"{certain:,} bytes of the dead master's stream are missing")
+    report.loses(unknown if certain else Loss.everything_since(REDIS, datetime.fromtimestamp(seen.at, UTC)))
     report.warn(
         "acknowledged writes that may be lost",
         "compare with the application's records of that time; the old master has them until it follows",
@@ -120,6 +126,7 @@ def report_interrupted_loss(
             f"not measured: writes on {marker.old} resumed {LONGEST_SECONDS:.0f} s after the death of the run that "
             f"began at {marker.started}; those until it followed are lost"
         )
+    report.loses(Loss.not_known(REDIS, value) if lost else Loss(REDIS))
     if lost:
         hint = "compare with the application's records of the time since the killed run"
         report.warn("acknowledged writes lost, at most", hint, value=value)

@@ -16,7 +16,7 @@ from typing import get_args
 from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.database import restore_steps as database
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
 from flows.recovery.gate import require_confirmed
@@ -221,7 +221,7 @@ def main() -> int:
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     return launch(region_failover, vars(parser.parse_args()))
 
 

@@ -14,6 +14,7 @@ from flows.recovery.restore_option import RestoreOption
 from flows.store import store_for
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.kinds import probe
 from runbook.next import Next
 from runbook.report import Report
@@ -108,8 +109,9 @@ def report_loss(report: Report, env: Environment, old: Environment, option: Rest
         "newest point restored",
         f"{clock.text(option.newest, 'microseconds')}, from {option.kind} ({option.backup.name})",
     )
+    report.loses(Loss.everything_since(env.postgres.database, option.newest))
     report.fact(
-        "lost",
+        "lost at most",
         f"nothing committed up to that point; at most what was acknowledged in the {duration(lost)} after it, until "
         f"this run found {old.name} dead ({clock.text(report.started)})",
     )

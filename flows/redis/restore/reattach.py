@@ -56,6 +56,6 @@ def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Repor
             "" if around.swapped else "keys that only they have are lost",
         )
         permit = report.permit(Act(TAKE_OFF, env.redis.data_directory), effect=effect)
-        put_back(report, env, permit, around)
-        report.outcome = f"{lead} is the master of all servers"
+        problems = put_back(report, env, permit, around)
+        report.outcome = f"{lead} is the master of {'the others' if problems else 'all servers'}"
     return report

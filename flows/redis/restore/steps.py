@@ -8,6 +8,7 @@ from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup, instead_of
@@ -16,7 +17,8 @@ from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.place import Precondition
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
-from tasks.redis.topology.isolation import attach, detach, note_swapped
+from tasks.redis.restore.undoing import note_started
+from tasks.redis.topology.isolation import attach, detach, note_swapped, wait_for_followers
 from tasks.redis.topology.refusing_servers import find_refusing_servers
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -183,6 +185,7 @@ def replace_redis(
     report.state_is("the backup's data is in place; the replaced data is kept", back)
     try:
         started = start_redis.after(swapped)(env.redis, env.services)
+        note_started(env.redis, env.reports_directory, swapped.kept)
         differences = verify_live_redis.after(started)(env.redis, copy)
     except OpsError as error:
         raise OpsError(f"Redis does not serve the restored data: {error.message}", error.hint or back) from None
@@ -217,23 +220,33 @@ def start_again(
 
 def put_back(
     report: Report, env: Environment, permit: Permit, taken: ReplicationTopology, after: object = None
-) -> None:
-    """Reattach replicas and Sentinels. The master is this server, or the earlier one if nothing was swapped.
+) -> tuple[str, ...]:
+    """Reattach Sentinels and replicas. The master is this server, or the earlier one if nothing was swapped. Returns
+    sentences about those that could not be reattached.
 
     Raises:
-        Unreachable: they do not agree on the master; the record of detached servers stays.
+        Unreachable: the Sentinels do not agree on the master; the record of detached servers stays.
     """
     if taken.is_alone:
-        return
+        return ()
     before = report.state
     report.state_is("some replicas or Sentinels are detached", "run reattach-redis when they answer")
     # Over the network it can be any server of the data set; otherwise it is the one whose files are on this host.
     own = env.redis.at(taken.own) if env.redis.remote else env.redis
-    for problem in attach.after(after)(permit, own, taken, env.reports_directory):
-        report.warn("not reattached", problem)
+    attached = attach.after(after)(permit, own, taken, env.reports_directory)
+    problems = wait_for_followers.after(attached)(permit, own, attached, env.reports_directory)
+    report_not_attached(report, problems)
     report.state = before
     names = [*taken.reachable, *(watcher.address for watcher in taken.watchers)]
     report.fact("replicas and Sentinels reattached", ", ".join(names))
+    return problems
+
+
+def report_not_attached(report: Report, problems: Iterable[str]) -> None:
+    """Report the servers and Sentinels of Redis that could not be attached."""
+    follow = [Next("reattach-redis", "attach what is still detached")]
+    for problem in problems:
+        report.warn("not reattached", problem, follow=follow if "reattach-redis" in problem else ())
 
 
 def undo(swapped: SwappedRedis) -> str:

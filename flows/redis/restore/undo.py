@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from blocks.environment import Environment
 from flows.pinned import pin_redis
 from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
+from tasks.redis.restore.final_save import judge_final_save, read_last_state
 from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
-from tasks.redis.restore.undoing import UNDO, end_undoing, find_undoing, swap_again, swap_back
+from tasks.redis.restore.undoing import (
+    UNDO,
+    end_undoing,
+    find_undoing,
+    loss_of_undo,
+    note_started,
+    swap_again,
+    swap_back,
+)
 from tasks.redis.server import connected, key_counts
 from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
@@ -35,8 +48,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
 
     What it changes: it detaches replicas and Sentinels, stops the service, exchanges the two directories by rename,
     starts the service, and reattaches replicas and Sentinels. Writes since the restore are kept in the replaced
-    directory. If the server does not start with the old data, the current data is restored. If the run is killed, run
-    it again: it continues. Undo: run it again. Evidence: keys before and after.
+    directory: without an AOF they are saved before the stop. The plan and the report state how many they are. If the
+    server does not start with the old data, the current data is restored. If the run is killed, run it again: it
+    continues. Undo: run it again. Evidence: keys before and after.
 
     Args:
         environment: Environment (lab, staging, production …)
@@ -66,6 +80,7 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
             (
                 *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
                 *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
+                *judge_final_save(env.redis),
             ),
         )
         plan_detaching(report, env, around)
@@ -79,13 +94,21 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
         report.plan("start", "and wait until it has loaded the old data", seconds=2, by=[start_redis])
         path = env.redis.data_directory
         pin_redis(report, env.redis, replaced=True)
-        lost = "what was written since the restore is kept, not live"
-        effect = Effect(f"Redis has the data of {aside.name} again", "run it again", lost, 4.0)
+        what = f"Redis has the data of {aside.name} again, and its current data is kept"
+        effect = Effect(what, "run it again", (_planned_loss(env, aside),), 4.0)
         permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path), effect=effect)
         _exchange(report, env, permit, aside, around, kept_data)
         report.fact("keys after", _keys(env))
         report.outcome = f"{aside.name} is live again"
     return report
+
+
+def _planned_loss(env: Environment, aside: Path) -> Loss:
+    last = None
+    with contextlib.suppress(OpsError):
+        last = read_last_state(env.redis)
+    found = loss_of_undo(env.redis, aside, last, env.reports_directory)
+    return replace(found, as_of=clock.now()) if found.is_none else found
 
 
 def _choose(env: Environment, kept: str) -> Path:
@@ -131,6 +154,7 @@ def _exchange(
     try:
         taken = detach(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
+        loss = loss_of_undo(env.redis, aside, stopped.last, env.reports_directory)
         swapped = swap_back.after(stopped)(permit, env.redis, aside, env.reports_directory)
         started = start_redis.after(swapped)(env.redis, env.services)
         if data:
@@ -142,6 +166,8 @@ def _exchange(
         state = "the current data is live" if is_back else "fix the finding below: the current data is not live either"
         raise OpsError(f"the server does not serve {aside.name}: {error.message}", state) from None
     taken = note_swapped(env.reports_directory, taken)
+    report.loses(loss)
+    note_started(env.redis, env.reports_directory, swapped.kept)
     report.fact("replaced data", swapped.kept or "none")
     put_back(report, env, permit, taken, after=swapped)
     end_undoing(env.reports_directory)

@@ -48,7 +48,7 @@ def definitions_seen(postgres: Postgres, database: str, *options: str, settings:
     with postgres.connect(database, options=settings) as connection:
         encoding, of_ascii = connection.info.parameter_status("server_encoding"), read_names(connection)
     argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", f"--encoding={encoding}", *options]
-    environment = {**postgres.environment(), "PGDATABASE": database, "PGOPTIONS": f"-c lc_messages=C {settings}"}
+    environment = {**postgres.environment(options=f"-c lc_messages=C {settings}"), "PGDATABASE": database}
     return parse(printed(postgres, argv, environment, of_ascii=of_ascii))
 
 

@@ -10,7 +10,7 @@ import psycopg
 
 from blocks.postgres.server import Connection, Postgres, execute
 from tasks.postgres.dump.printed import SQL_ASCII
-from tasks.postgres.upkeep.session import NO_TIMEOUTS, refusals, set_known
+from tasks.postgres.upkeep.session import refusals, set_known
 
 Item = TypeVar("Item")
 LOCK_SECONDS = 60
@@ -27,7 +27,6 @@ PINNED = {
     "search_path": "",
     "row_security": "off",
     "xmloption": "content",
-    **NO_TIMEOUTS,
     "lock_timeout": f"{LOCK_SECONDS}s",
     "default_transaction_read_only": "on",
 }

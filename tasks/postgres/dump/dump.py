@@ -254,7 +254,7 @@ def _pg_dump(
 
 def _run_pg_dump(postgres: Postgres, target: Path, options: Sequence[str]) -> float:
     argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
-    environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
+    environment = {**postgres.environment(options="-c lc_messages=C"), "PGDATABASE": postgres.database}
     with _translating(postgres):
         try:
             return shell.run(

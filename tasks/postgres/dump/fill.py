@@ -29,7 +29,7 @@ from tasks.postgres.dump.dump import DUMP, carries_statistics
 from tasks.postgres.dump.generated import Uncomputable, emptied, find_generated, load_rows, may_set_flags
 from tasks.postgres.dump.plain import COMPRESSED, PLAIN, entry_names, run_plain
 from tasks.postgres.dump.refusal import blames_server, does_not_restore
-from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
+from tasks.postgres.upkeep.session import set_known
 
 Form = Literal["directory", "custom", "plain"]
 MOST_MAINTENANCE_MB = 512
@@ -91,9 +91,6 @@ def fill(postgres: Postgres, source: DumpSource, database: str, oid: int, jobs: 
         "maintenance_work_mem": f"{max(memory, 64)}MB",
         "synchronous_commit": "off",
         "max_parallel_maintenance_workers": "0",  # the jobs already use all processors
-        "statement_timeout": "0",
-        "lock_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
         "lc_messages": "C",  # `blames_server` reads them
     }
 
@@ -116,7 +113,7 @@ def _pg_restore(
 ) -> float:
     """`dump`: the form of the source that pg_restore can read."""
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
-    environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
+    environment = postgres.environment(options=" ".join(options))
     argv = [
         *(postgres.program("pg_restore"), f"--format={source.form}", f"--jobs={jobs}"),
         *("--exit-on-error", "--no-password"),
@@ -203,7 +200,7 @@ def fill_remote(postgres: Postgres, database: str, views: Sequence[tuple[str, st
     Returns those that could not be filled (quoted names) with the reason, for example that the foreign server is down.
     """
     with quiet(postgres, database) as connection:
-        set_known(connection, {**NO_TIMEOUTS, "search_path": ""})
+        set_known(connection, {"search_path": ""})
         left, failed = list(views), list[tuple[tuple[str, str], str]]()
         while left:
             failed = []

@@ -111,7 +111,7 @@ def run_plain(
     # Only of a named file psql prints at which line it stopped.
     argv += ["--file=-", "--no-password", "--output=/dev/null", "--dbname", database]
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
-    environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
+    environment = postgres.environment(options=" ".join(options))
 
     script = _Script(path, b"", frozenset())
 

@@ -12,7 +12,7 @@ from runbook import shell
 from runbook.kinds import action
 from tasks.postgres.content.quiet import copy_options
 from tasks.postgres.dump.dump import STATISTICS_VERSION
-from tasks.postgres.upkeep.session import NO_TIMEOUTS, refusals, set_known
+from tasks.postgres.upkeep.session import refusals
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,12 @@ def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = 
     argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
     quiet = copy_options(postgres)
     with postgres.connect(database, options=quiet) as connection, refusals(connection):
-        options = f"{quiet} {set_known(connection, NO_TIMEOUTS)}"
         everything = everything or connection.info.server_version < STATISTICS_VERSION
         argv += [] if everything else ["--missing-stats-only"]
         remote = [sql.Identifier(*row) for row in execute(connection, _REMOTE)]
         tables = [sql.Identifier(*row) for row in execute(connection, _TABLES)] if remote else []
         near = [f"--table={table.as_string(connection)}" for table in tables if table not in remote]
-        environment = {**postgres.environment(), "PGOPTIONS": options}
+        environment = postgres.environment(options=quiet)
         shell.run([*argv, *near], environment=environment, stall=postgres.stall(database))
         for parent in [sql.Identifier(*row) for row in execute(connection, _PARENTS)] if everything else []:
             if parent not in remote:

@@ -62,7 +62,6 @@ def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
                 f"{who} of the database server is already replacing {postgres.database}",
                 "wait for its end; a session whose client died ends within seconds",
             )
-        execute(connection, "SET idle_session_timeout = 0")  # it waits while the copy is built
         yield connection
 
 

@@ -62,7 +62,7 @@ def read_access(postgres: Postgres) -> ServerAccess:
         Unreachable: the server does not answer.
         OpsError: this login cannot read it.
     """
-    with postgres.connect(postgres.database) as connection:
+    with postgres.connect(postgres.database, as_configured=True) as connection:
         superuser = bool(execute(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0][0])
         with_password = {str(row[0]) for row in execute(connection, _PASSWORDS)} if superuser else set[str]()
         roles = tuple(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from blocks.postgres.server import Postgres, execute, is_pooled
 from runbook import shell
@@ -82,7 +85,8 @@ def presence(postgres: Postgres) -> Presence:
     """Whether the server answers, is down, or has lost its data directory.
 
     Raises:
-        OpsError: its data directory differs from the environment's, so no new one may be created there.
+        OpsError: its data directory or its port differs from the environment's: another server would be judged, or a
+            running one taken for a dead one.
     """
     data, is_local = Path(postgres.data_directory), is_here(postgres.host)
     is_lost = is_local and _is_lost(data)
@@ -92,6 +96,11 @@ def presence(postgres: Postgres) -> Presence:
     except OpsError as error:
         if not is_lost and not isinstance(error, Unreachable):
             raise
+        if is_local and (port := _port_of(data)) not in (0, postgres.port):
+            raise OpsError(
+                f"the server of {data} runs: it listens on port {port}, not on {postgres.port}",
+                "correct [postgres] port and register the blocks again",
+            ) from None
         return "absent" if is_lost else "down"
     if is_local and rows and Path(str(rows[0][0])).resolve() != data.resolve():
         raise OpsError(
@@ -99,6 +108,18 @@ def presence(postgres: Postgres) -> Presence:
             "correct [postgres] data_directory and register the blocks again",
         )
     return "absent" if is_lost else "up"  # a server can run for a minute after its files were deleted
+
+
+def _port_of(data: Path) -> int:
+    """The port of the running server of a data directory; 0 where none runs there.
+
+    https://www.postgresql.org/docs/current/storage-file-layout.html (postmaster.pid)
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError, psutil.Error):
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        if Path(psutil.Process(int(lines[0])).cwd()) == data.resolve():
+            return int(lines[3])
+    return 0
 
 
 def _is_lost(data: Path) -> bool:

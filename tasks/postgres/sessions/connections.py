@@ -168,5 +168,5 @@ SELECT current_setting('max_connections')::int,
        + coalesce(current_setting('reserved_connections', true), '0')::int,
        coalesce((SELECT datconnlimit FROM pg_database WHERE datname = %s), -1),
        coalesce((SELECT CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END FROM pg_roles WHERE rolname = %s), -1),
-       (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'idle_session_timeout')
+       (SELECT reset_val::float8 / 1000 FROM pg_settings WHERE name = 'idle_session_timeout')
 """

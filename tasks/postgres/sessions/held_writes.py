@@ -38,7 +38,7 @@ def held_writes(postgres: Postgres, database: str) -> Iterator[str]:
         try:
             yield problem
         finally:
-            with contextlib.suppress(psycopg.Error):
+            with contextlib.suppress(psycopg.Error, OpsError):  # the swap has ended it
                 stack.close()
 
 

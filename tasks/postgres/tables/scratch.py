@@ -40,12 +40,6 @@ from tasks.postgres.server.properties import creation
 from tasks.postgres.tables.find import FoundTable, expected_of
 
 REPLACE_ROWS = "replace rows"
-_SETTINGS = {
-    "synchronous_commit": "off",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-}
 _HINT = f"{OTHER_BACKUPS}. The live tables are unchanged"
 
 
@@ -214,12 +208,11 @@ JOIN pg_class c ON c.oid = coalesce(t.relid::oid, chosen) JOIN pg_namespace n ON
 
 
 def _restore(postgres: Postgres, dump: Path, database: str, *what: str) -> shell.Completed:
-    settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
     argv = [
         *(postgres.program("pg_restore"), "--format=directory", "--exit-on-error", "--no-password"),
         *("--no-owner", "--no-privileges", *what, "--dbname", database, str(dump)),
     ]
-    environment = {**postgres.environment(), "PGOPTIONS": settings}
+    environment = postgres.environment(options="-c synchronous_commit=off")
     return shell.run(argv, environment=environment, stall=postgres.stall(database), hint=_HINT)
 
 

@@ -20,16 +20,8 @@ from tasks.host.disk import disk_on
 
 LOCK_SECONDS = 10
 MOST_SHOWN = 50
-# A database's own timeouts (ALTER DATABASE … SET) are meant for its clients.
-NO_TIMEOUTS = {
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-    "transaction_timeout": "0",
-}
 # The last one ends the work of a killed run: otherwise it would hold its locks until it is done.
-SESSION = {**NO_TIMEOUTS, "search_path": "", "TimeZone": "UTC", "client_connection_check_interval": "2s"}
+SESSION = {"search_path": "", "TimeZone": "UTC", "client_connection_check_interval": "2s"}
 LOCKED_HINT = (
     "find the holder: SELECT pid, mode, relation::regclass FROM pg_locks WHERE granted AND relation IS NOT NULL "
     "ORDER BY mode; end that session or wait, then run this again"

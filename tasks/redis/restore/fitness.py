@@ -16,6 +16,7 @@ from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent
+from tasks.redis.restore.final_save import judge_final_save
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
 from tasks.redis.scratch import refuse_empty, scratch_server
@@ -88,6 +89,7 @@ def _judge(
     found += judge_login(block, is_watched=bool(around.watchers), is_alone=around.is_alone) if program.ok else ()
     live, keys = _live(block, program.value)
     found += live
+    found += judge_final_save(block) if keys is not None else ()
     found += _around(around)
     return RedisFitness(tuple(found), keys, copy_bytes, seconds, around)
 

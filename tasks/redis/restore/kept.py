@@ -21,6 +21,7 @@ from runbook.kinds import action, probe
 from tasks.redis.backup.aof import read_parts
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.restore.copy import own, seed_aof
+from tasks.redis.restore.final_save import persistent_keys
 from tasks.redis.restore.swap import missing_keys
 from tasks.redis.restore.undoing import UNDO
 from tasks.redis.scratch import scratch_server
@@ -94,7 +95,7 @@ def _load(block: Redis, directory: Path) -> KeptRedisData:
         block, directory, appendonly=is_aof, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
     ) as client:
         keys = sum(keys for keys, _ in key_counts(client).values())
-        return KeptRedisData(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
+        return KeptRedisData(directory, keys, persistent_keys(client), is_aof, is_aof is configuration.appendonly)
 
 
 def _is_aof(configuration: Configuration, directory: Path) -> bool:
@@ -134,14 +135,3 @@ def _save(block: Redis, configuration: Configuration, directory: Path) -> None:
             raise VerificationFailed(
                 f"{directory.name} cannot be saved: {error}", "check the free disk space"
             ) from None
-
-
-def _persistent(client: redis.Redis) -> dict[int, int]:
-    """The keys without hashes with expiring fields: such a hash expires with its last field. Valkey and Redis name them
-    differently (https://valkey.io/commands/info/)."""
-    return {
-        int(name.removeprefix("db")): int(found["keys"])
-        - int(found["expires"])
-        - int(found.get("keys_with_volatile_items", found.get("subexpiry", 0)))
-        for name, found in client.info("keyspace").items()
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +23,13 @@ from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.host.services import StoppedServicesList, refuse_ended, start_one, stopped
+from tasks.host.services import refuse_ended, start_one, stopped
 from tasks.redis.restore.copy import ACT, RedisCopy
+from tasks.redis.restore.final_save import LastState, client_writes, final_save
 from tasks.redis.server import (
     LOAD_SECONDS,
     answers,
     at_once,
-    call,
     connected,
     holders,
     key_counts,
@@ -54,24 +54,41 @@ class SwappedRedis:
     kept: Path | None
 
 
+@dataclass(frozen=True)
+class StoppedRedis:
+    """Whether the service ran, and the last state of the server that was stopped (None: none answered)."""
+
+    was_running: bool
+    last: LastState | None
+
+
 @action(idempotent=True)
-def stop_redis(block: Redis, services: Services) -> StoppedServicesList:
-    """Stop the service and prove that it exited.
+def stop_redis(block: Redis, services: Services) -> StoppedRedis:
+    """Save what only the server's memory has, stop the service, and prove that it exited.
 
     Raises:
-        OpsError: its port still answers, or a server still works in its directory.
+        OpsError: its data cannot be saved; its port still answers, or a server still works in its directory.
     """
     was_running = services.is_running(ROLE)
     live = live_directory(block)
-    if not live.is_dir():
-        # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/).
-        with contextlib.suppress(OpsError), connected(block) as client:
-            client.config_set("save", "")
-    if was_running:
-        leaves(stopped(ROLE), f"start {services.names[ROLE]}, or run the runbook again")
-    services.stop(ROLE)
-    _prove_exit(block, live, STOP_SECONDS)
-    return StoppedServicesList((ROLE,), (ROLE,) if was_running else ())
+    with _last_save(block, live) as last:
+        if was_running:
+            leaves(stopped(ROLE), f"start {services.names[ROLE]}, or run the runbook again")
+        services.stop(ROLE)
+        _prove_exit(block, live, STOP_SECONDS)
+    return StoppedRedis(was_running, last)
+
+
+@contextlib.contextmanager
+def _last_save(block: Redis, live: Path) -> Iterator[LastState | None]:
+    if live.is_dir():
+        with final_save(block, live) as last:
+            yield last
+        return
+    # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/).
+    with contextlib.suppress(OpsError), connected(block) as client:
+        client.config_set("save", "")
+    yield None
 
 
 @action(idempotent=True)
@@ -230,7 +247,7 @@ def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str
     """Databases with too few keys without a TTL, as sentences; empty if a client has written."""
     counts = key_counts(client)
     # Read after the counts: a deletion before them is counted as a write by now.
-    if _client_writes(client):
+    if client_writes(client):
         return []
     short = []
     for number, expected in persistent.items():
@@ -240,16 +257,6 @@ def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str
     if evicted := int(client.info("stats")["evicted_keys"]):
         short.append(f"{evicted:,} keys were evicted: maxmemory is too low for them")
     return short
-
-
-def _client_writes(client: redis.Redis) -> int:
-    """Calls of writing commands since the server's start (without replayed ones of the AOF)."""
-    writing = {name.decode() for name in call(client, "COMMAND LIST", "FILTERBY", "ACLCAT", "write")}
-    writing |= {"eval", "evalsha", "fcall", "exec"}
-    stats = client.info("commandstats")
-    return sum(
-        int(found["calls"]) for name, found in stats.items() if name.removeprefix("cmdstat_").split("|")[0] in writing
-    )
 
 
 @action(idempotent=True)

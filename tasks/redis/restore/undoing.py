@@ -5,18 +5,22 @@ that a run after a killed one continues with them, and never confuses the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.files import record
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.redis.restore.swap import SwappedRedis, exchange, free_name, superseded_redis
-from tasks.redis.server import live_directory
+from tasks.redis.restore.final_save import LastState
+from tasks.redis.restore.swap import STAMP, SUPERSEDED, SwappedRedis, exchange, free_name, superseded_redis
+from tasks.redis.server import live_directory, read_progress
 
 UNDO = "put Redis data back"
 RECORD = "redis-undo.json"
+STARTED = "redis-started.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,37 @@ class Undoing:
     def is_exchanged(self) -> bool:
         """Both renames were done."""
         return not self.aside.exists() and self.live.exists() and (self.kept is None or self.kept.exists())
+
+
+@dataclass(frozen=True)
+class RestoredRun:
+    """The server process that was started after the swap which replaced the data `kept`."""
+
+    kept: str
+    run_id: str
+
+
+def note_started(block: Redis, reports: Path, kept: Path | None) -> None:
+    """Record the process that serves since `kept` was replaced: only its own counters tell how much was written since.
+
+    Raises:
+        Unreachable, OpsError: it does not answer.
+    """
+    if kept:
+        record.write(reports / STARTED, RestoredRun(kept.name, read_progress(block).run_id))
+
+
+def loss_of_undo(block: Redis, aside: Path, last: LastState | None, reports: Path) -> Loss:
+    """The writes since `aside` was replaced, which its undo discards. `last`: the live server's state.
+
+    The count is known only while the process runs that was started after that swap.
+    """
+    moment = datetime.strptime(aside.name.rpartition(SUPERSEDED)[2], STAMP).replace(tzinfo=UTC)
+    run = record.read(reports / STARTED, RestoredRun, "delete it: the undo then counts no writes")
+    is_same = last and run and (run.kept, run.run_id) == (aside.name, last.run_id)
+    if not (last and is_same) or last.writes is None or superseded_redis(block)[-1:] != [aside]:
+        return Loss.everything_since("Redis", moment, unit="write")
+    return Loss.everything_since("Redis", moment, last.writes, "write") if last.writes else Loss("Redis", unit="write")
 
 
 def find_undoing(block: Redis, reports: Path) -> Undoing | None:

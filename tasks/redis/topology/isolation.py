@@ -5,6 +5,9 @@ data that a master starts with. So first all Sentinels forget the master, and ev
 unreachable master: it keeps its data, stays a replica, and refuses writes. All of that is recorded before, so that a
 run after a killed one can attach everything.
 
+Sentinels would promote a replica that has the replaced data, or none yet, if the new master died. So a replica has
+replica-priority 0 until it is in sync (tasks.redis.topology.followers).
+
 https://valkey.io/topics/sentinel/ and https://valkey.io/commands/replicaof/
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,11 +33,11 @@ from runbook.wait import until
 from tasks.redis.sentinels import SETTINGS, ask_sentinels
 from tasks.redis.server import answers, at_once, call, connected
 from tasks.redis.settings.file import follow_nobody
+from tasks.redis.topology.followers import NEVER, PRIORITY, note_priorities, rewrite, settle
 from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, SentinelWatch
 
 DETACHED = "the replicas and Sentinels of Redis are detached"
 TAKE_OFF = "take off the replicas and Sentinels of Redis"
-SYNC_SECONDS = 1800.0
 AGREE_SECONDS = 60.0
 
 
@@ -51,6 +54,7 @@ def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
     if around.is_alone:
         return around
     noted = replace(around, since=around.since or datetime.now(UTC).isoformat(timespec="seconds"))
+    noted = note_priorities(noted, {address: block.at(address) for address in noted.reachable})
     record.write(reports / RECORD, noted)
     leaves(DETACHED, "reattach-redis attaches them")
     failpoint("redis: detachment recorded")
@@ -59,6 +63,7 @@ def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
     failpoint("redis: sentinels removed")
     for address in noted.reachable:
         with connected(block.at(address)) as client:
+            client.config_set(PRIORITY, NEVER)
             call(client, "REPLICAOF", *NOWHERE)
     if answers(block):
         _make_master(block)
@@ -77,33 +82,45 @@ def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopol
     return noted
 
 
-@action(idempotent=True)
-def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> tuple[str, ...]:
-    """Let the others follow the master, wait until they are in sync, and register it with the Sentinels.
+@dataclass(frozen=True)
+class Attached:
+    """The `master` that the Sentinels name, the servers that follow it but may not be in sync yet, and why others could
+    not be attached. `around`: what was detached; `notes`: sentences about other problems."""
 
-    The master is this server if its data was swapped, otherwise the earlier one. Returns sentences about servers that
-    could not be attached.
+    master: str
+    around: ReplicationTopology
+    followers: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@action(idempotent=True)
+def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> Attached:
+    """Register the master with the Sentinels, so that clients find it, and let the others follow it.
+    `wait_for_followers` completes that.
+
+    The master is this server if its data was swapped, otherwise the earlier one.
 
     Raises:
         NotConfirmed: the permit does not cover this server's data.
-        Unreachable: the replicas or the Sentinels do not agree in time.
+        Unreachable: the Sentinels do not agree in time.
     """
     permit.require(TAKE_OFF, block.data_directory)
     if around.is_alone:
-        return ()
+        return Attached(around.own, around)
     master = around.own if around.swapped or not around.master else around.master
     servers = {around.own: block, **{address: block.at(address) for address in around.reachable}}
     lead = servers.pop(master)
     _make_master(lead)
-    rest = {address: problem for address in servers if (problem := _tried(_follow, servers[address], master))}
-    for address in servers.keys() - rest.keys():
-        until(partial(_in_sync, servers[address], lead), what=f"{address} in sync", seconds=SYNC_SECONDS)
+    noted = note_priorities(around, servers)
+    record.write(reports / RECORD, noted)
+    failed = {address: problem for address in servers if (problem := _tried(_follow, servers[address], master))}
     failpoint("redis: replicas follow")
     for watcher in around.watchers:
         watch = partial(_watch, block=block, master=master, watcher=watcher)
         if problem := _tried(_on_sentinel, block, watcher.address, watch):
-            rest[watcher.address] = problem
-    watching = [watcher.address for watcher in around.watchers if watcher.address not in rest]
+            failed[watcher.address] = problem
+    watching = [watcher.address for watcher in around.watchers if watcher.address not in failed]
     if watching:
         until(
             lambda: _agreed(block, master, watching),
@@ -111,20 +128,60 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
             seconds=AGREE_SECONDS,
             hint=f"check each: SENTINEL CKQUORUM {block.sentinel_master}",
         )
-    _note_rest(reports / RECORD, around, master, rest.keys())
-    removed(DETACHED)
+    followers = tuple(address for address in servers if address not in failed)
+    _note_rest(reports, noted, master, {*failed, *followers})
+    notes = [
+        lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)
+    ]
+    return Attached(master, noted, followers, failed, tuple(notes))
+
+
+@action(idempotent=True)
+def wait_for_followers(permit: Permit, block: Redis, attached: Attached, reports: Path) -> tuple[str, ...]:
+    """Wait until the replicas are in sync, and let the Sentinels promote them from then on. Returns sentences about
+    servers and Sentinels that could not be attached; the record of detached servers keeps them.
+
+    Raises:
+        NotConfirmed: the permit does not cover this server's data.
+    """
+    permit.require(TAKE_OFF, block.data_directory)
+    around, master = attached.around, attached.master
+    if around.is_alone:
+        return ()
+    servers = {around.own: block, **{address: block.at(address) for address in around.reachable}}
+    followers = {address: servers[address] for address in attached.followers}
+    behind = settle(followers, servers[master], around.priorities)
+    _note_rest(reports, around, master, {*attached.failed, *behind})
+    written = [master, *(address for address in followers if address not in behind)]
     return (
-        *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
-        *filter(None, (_unwritten(servers[address]) for address in servers.keys() - rest.keys())),
-        *filter(None, [_unwritten(lead)]),
-        *(f"{problem}; run reattach-redis when {address} is back" for address, problem in rest.items()),
+        *attached.notes,
+        *filter(None, (_unwritten(servers[address]) for address in written)),
+        *(
+            f"{address} is not in sync with {master}: {why}. Fix it, then run reattach-redis"
+            for address, why in behind.items()
+        ),
+        *(f"{problem}; run reattach-redis when {address} is back" for address, problem in attached.failed.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
         *(
             f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
             for address in around.silent
-            if address not in rest
+            if address not in attached.failed
         ),
     )
+
+
+def _unwritten(server: Redis) -> str:
+    """Why its configuration file does not name its master; "": it does, or there is no file."""
+    with connected(server) as client:
+        try:
+            client.config_rewrite()
+        except redis.ResponseError as error:
+            if "without a config file" not in str(error):
+                return (
+                    f"{server.address} cannot write its configuration file ({error}): after a restart it follows "
+                    "its earlier master; let its user write there, then CONFIG REWRITE on it"
+                )
+    return ""
 
 
 def _tried(work: Callable[..., None], *given: object) -> str:
@@ -136,8 +193,8 @@ def _tried(work: Callable[..., None], *given: object) -> str:
     return ""
 
 
-def _note_rest(path: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
-    """Sentences about servers that could not be attached, with the next step."""
+def _note_rest(reports: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
+    """Record the servers and Sentinels that are not attached yet, or delete the record."""
     left = replace(
         around,
         master=master,
@@ -145,11 +202,13 @@ def _note_rest(path: Path, around: ReplicationTopology, master: str, rest: Colle
         watchers=tuple(watcher for watcher in around.watchers if watcher.address in rest),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         swapped=False,
+        priorities={address: value for address, value in around.priorities.items() if address in rest},
     )
     if left.is_alone and around.own not in rest:
-        path.unlink(missing_ok=True)
+        (reports / RECORD).unlink(missing_ok=True)
+        removed(DETACHED)
     else:
-        record.write(path, left)
+        record.write(reports / RECORD, left)
 
 
 def _on_sentinel(block: Redis, address: str, work: Callable[[redis.Redis], None]) -> None:
@@ -202,48 +261,15 @@ def _make_master(server: Redis) -> None:
     with connected(server) as client:
         if client.info("replication")["role"] != "master":
             call(client, "REPLICAOF", "NO", "ONE")
-            _rewrite(client)
+            rewrite(client)
 
 
 def _follow(server: Redis, master: str) -> None:
     host, _, port = master.rpartition(":")
     with connected(server) as client:
+        client.config_set(PRIORITY, NEVER)
         call(client, "REPLICAOF", host, port)
-        _rewrite(client)
-
-
-def _rewrite(client: redis.Redis) -> None:
-    """CONFIG REWRITE, as Sentinel does: a restart must not create a second master."""
-    with contextlib.suppress(redis.ResponseError):
-        client.config_rewrite()
-
-
-def _unwritten(server: Redis) -> str:
-    """Why its configuration file does not name its master; "": it does, or there is no file."""
-    with connected(server) as client:
-        try:
-            client.config_rewrite()
-        except redis.ResponseError as error:
-            if "without a config file" not in str(error):
-                return (
-                    f"{server.address} cannot write its configuration file ({error}): after a restart it follows "
-                    "its earlier master; let its user write there, then CONFIG REWRITE on it"
-                )
-    return ""
-
-
-def _in_sync(follower: Redis, master: Redis) -> bool:
-    """Whether it follows this master and has all its writes so far."""
-    with connected(master) as client:
-        sent = client.info("replication")
-    with connected(follower) as client:
-        had = client.info("replication")
-    return (
-        had.get("master_link_status") == "up"
-        and not int(had.get("master_sync_in_progress", 0))
-        and had["master_replid"] == sent["master_replid"]
-        and int(had.get("slave_repl_offset", -1)) >= int(sent["master_repl_offset"])
-    )
+        rewrite(client)
 
 
 def _agreed(block: Redis, master: str, watching: Sequence[str]) -> bool:

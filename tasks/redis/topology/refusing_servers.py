@@ -12,6 +12,7 @@ from runbook.errors import Unreachable
 from runbook.kinds import probe
 from tasks.redis.rights import find_refused
 from tasks.redis.server import at_once, call, connected
+from tasks.redis.topology.followers import NEVER, PRIORITY
 from tasks.redis.topology.topology import NOWHERE, ReplicationTopology
 
 NOBODY = "ops:nobody"
@@ -44,6 +45,7 @@ def find_refusing_servers(block: Redis, around: ReplicationTopology) -> Refusing
     for address in around.reachable:
         with connected(server := block.at(address)) as client:
             refusing += _told(client, server, "REPLICAOF", *map(str, NOWHERE))
+            refusing += _told(client, server, "CONFIG", "SET", PRIORITY, NEVER)
             forgetting += _told(client, server, "CONFIG", "REWRITE")
     with contextlib.suppress(Unreachable), connected(block) as client:
         refusing += _told(client, block, "REPLICAOF", "NO", "ONE")

@@ -42,7 +42,7 @@ class SentinelWatch:
 class ReplicationTopology:
     """A server's replicas and Sentinels. `own`: its address as the others know it; `master`: the current master, "":
     unknown; `others`: every other server of the data set; `lost`: those that do not answer; `silent`: Sentinels that do
-    not answer."""
+    not answer. `priorities`: the replica-priority of the servers that have 0 until they are in sync."""
 
     own: str
     master: str = ""
@@ -55,6 +55,7 @@ class ReplicationTopology:
     swapped: bool = False
     disagreement: str = ""
     unlisted: str = ""
+    priorities: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_alone(self) -> bool:
@@ -138,6 +139,7 @@ def _merged(block: Redis, kept: ReplicationTopology, now: ReplicationTopology) -
         down=tuple({*kept.down, *now.down}),
         since=kept.since,
         swapped=kept.swapped or _was_swapped(block, kept.since),
+        priorities=kept.priorities,
     )
 
 

@@ -14,13 +14,14 @@ from tasks.wal.format.pages import Files
 from tasks.wal.reading.transactions import LINE, parse_end
 from tasks.wal.reading.waldump import lines_in
 
-_WRITTEN = re.compile(r"tx: +(\d+), lsn: .*?blkref #\d+: rel \d+/(\d+)/")
+_RECORD = re.compile(r"tx: +(\d+), lsn: ")
+_FILE = re.compile(r"(?:blkref #\d+: rel \d+/|base/|pg_tblspc/\d+/[^/ ]+/)(\d+)/")
 
 
 @dataclass(frozen=True)
 class Committed:
     """A committed transaction: its ID, its commit record's LSN and time, and the OIDs of the databases whose files it
-    changed (0: catalogs that all share; none: its changes lie before the WAL that was read)."""
+    changed (0: what all share; none: its changes lie before the WAL that was read)."""
 
     xid: int
     lsn: int
@@ -39,10 +40,11 @@ class _Reading:
 
     def read(self, lines: Iterable[str]) -> None:
         for line in lines:
-            if match := _WRITTEN.search(line):
-                self.written.setdefault(int(match[1]), set()).add(int(match[2]))
-            elif "desc: COMMIT" in line or "desc: ABORT" in line:
+            if "desc: COMMIT" in line or "desc: ABORT" in line:
                 self._end(line)
+            elif (match := _RECORD.search(line)) and match[1] != "0":
+                changed = _FILE.search(line)  # a record changes files of one database
+                self.written.setdefault(int(match[1]), set()).add(int(changed[1]) if changed else 0)
 
     def _end(self, line: str) -> None:
         if not (match := LINE.search(line)) or not (end := parse_end(int(match[1]), lsn_of(match[2]), match[3])):

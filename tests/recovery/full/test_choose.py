@@ -27,7 +27,7 @@ def new(system: System) -> Report:
 
 def chosen(env: Environment, report: Report, **named: object) -> Chosen:
     with use_report(report):
-        return choose(report, env, "latest", "backups", **named)  # type: ignore[arg-type]
+        return choose(report, env, "latest", "backups", latest=True, **named)  # type: ignore[arg-type]
 
 
 def with_stores(system: System, **places: object) -> Environment:

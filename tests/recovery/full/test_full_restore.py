@@ -84,7 +84,7 @@ def test_everything_comes_back_from_ruins_through_prefect(
     remove(data)
     until(lambda: not system.healthy(), what="the disaster", seconds=120)
     with no_password_gets_out(system, caplog, capfd):
-        report: Report = full_restore(system.name, method="dump", confirm=system.name)
+        report: Report = full_restore(system.name, method="dump", files_source="backup", confirm=system.name)
     assert report.sentence() in caplog.text, "the log of the run was really read"
     ours = [one for one in caplog.records if one.name in ("prefect.flow_runs", "prefect.task_runs")]
     assert_steps(report, [one.getMessage() for one in ours if one.levelno >= logging.INFO])
@@ -223,7 +223,7 @@ def test_damaged_backup_is_refused_with_everything_running(system: System, kind:
     before = system.untouched()
     try:
         with pytest.raises(RunbookFailed, match=backup.name):
-            full_restore.fn(system.name, method="dump", confirm=system.name)
+            full_restore.fn(system.name, method="dump", files_source="backup", confirm=system.name)
         assert system.untouched() == before
     finally:
         victim.write_bytes(content)
@@ -249,7 +249,7 @@ def test_data_that_broke_the_rules_in_its_backup_goes_live_and_is_critical_unles
         done = restore(system)
         last = done.stderr.splitlines()[-1]
         assert done.returncode == 1, last
-        assert "CRITICAL: the system is up, and everything is restored and proven; expectations on the copy" in last
+        assert "CRITICAL: the system is up, and what was restored is proven; expectations on the copy" in last
         assert "its time is plausible: 1 rows break it" in last
         assert "the backup already had this data" in last
         assert system.untouched()[0] != oid
@@ -294,7 +294,7 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
     bad = newest(system, "files")
     try:
         with pytest.raises(RunbookFailed, match="not healthy after 4 s.*check the logs") as failed:
-            full_restore.fn(system.name, method="dump", confirm=system.name)
+            full_restore.fn(system.name, method="dump", files_source="backup", confirm=system.name)
         (state,) = [found for found in failed.value.report.findings if found.name == "state of the system"]
         assert state.value.startswith("the backups' data is live, proven; the replaced data is kept: grc_db__old_")
         assert "undo-restore" in state.hint
@@ -366,7 +366,7 @@ def test_files_of_before_a_failover_do_not_send_the_application_to_the_old_prima
     backup_database.fn(system.name)  # the files backup nearest to it is the one of the old roles
     old = newest(system, "files")
     try:
-        report = full_restore.fn(system.name, method="dump", confirm=system.name)
+        report = full_restore.fn(system.name, method="dump", files_source="backup", confirm=system.name)
         assert report.status in GOOD
         assert report.facts["connection string of the application"].endswith(address.removesuffix("/grc_db"))
         assert settings.read_text() == good

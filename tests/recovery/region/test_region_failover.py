@@ -172,7 +172,7 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
     assert report["status"] == "WARN", "there is no backup of it yet"
     facts = report["facts"]
     assert facts["database from"].startswith(f"base backup and WAL: {lost.backups['base']}")
-    assert "at most what was acknowledged in the" in facts["lost"]
+    assert "at most what was acknowledged in the" in facts["lost at most"]
     assert "attested for" in facts[f"fence of {lost.first.name}"]
     assert {"decision", "build and proof", "bring up", "switch"} <= set(facts)
     commit(lost.region.lab, "of its own")

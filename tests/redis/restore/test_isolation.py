@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.restore.reattach import reattach_redis
 from flows.redis.restore.undo import undo_restore_redis
@@ -25,14 +26,18 @@ from tasks.redis.failover.group import read_last_seen
 from tasks.redis.restore.survivors import find_survivors
 from tasks.redis.restore.swap import start_redis, stop_redis, superseded_redis
 from tasks.redis.sentinels import ask_sentinels
-from tasks.redis.topology import isolation
+from tasks.redis.server import call, setting
+from tasks.redis.topology import followers, isolation
 from tasks.redis.topology.topology import RECORD, find_record, read_topology
 from tests.fixtures.killed import exit_code_at
+from tests.fixtures.reports import finding
 from tests.fixtures.servers import free_port
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import MASTER, NAME, PASSWORD, PATIENT_MS, RedisServer, SentinelServer, notice_deaths
 
+FIRST_SECONDS = 60.0
+"""A busy machine needs a tenth of it. A replica that receives data is given half an hour."""
 AUTH = f'masterauth "{PASSWORD}"\nrepl-diskless-sync-delay 0\n'
 
 
@@ -480,3 +485,52 @@ def test_a_record_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="register the Sentinels by hand"):
         find_record(tmp_path)
     assert not isinstance(find_record(tmp_path / "none"), Unreachable)
+
+
+def test_a_replica_that_cannot_log_in_keeps_nobody_from_redis(watched: Watched) -> None:
+    """A wrong masterauth: the Sentinels name the master, and the report names the replica. It is attached later."""
+    rig, replica = watched.rig, watched.replica
+    rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    replica.client().config_set("masterauth", "wrong")
+    rig.crash()
+    shutil.rmtree(rig.data)
+    report = full_restore.fn(NAME, redis_source="backup", confirm=NAME)
+    assert report.status is Status.WARN
+    assert report.seconds < FIRST_SECONDS
+    assert watched.masters() == {watched.own}
+    assert rig.client().get("old") == b"1"
+    told = finding(report, "not reattached")
+    assert told.hint.startswith(f"{replica.address} is not in sync with {watched.own}: {watched.own} refuses its login")
+    assert setting(replica.client(), "replica-priority") == "0"
+    assert reattach_redis.fn(NAME, confirm=NAME).status is Status.WARN, "it still cannot log in"
+    replica.client().config_set("masterauth", PASSWORD)
+    assert reattach_redis.fn(NAME, confirm=NAME).status is Status.OK
+    followed(watched)
+    assert setting(replica.client(), "replica-priority") == "100"
+
+
+def test_a_replica_without_the_restored_data_is_not_promoted(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the new master's data, with the replaced data in its memory, when that master dies."""
+    rig, replica = watched.rig, watched.replica
+    rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    rig.client().set("garbage", 1)
+    rig.configure(aof=True, extra=AUTH.replace("sync-delay 0", "sync-delay 600"))
+    monkeypatch.setattr(followers, "SYNC_SECONDS", 3.0)
+    for sentinel in watched.sentinels:
+        call(sentinel.client(), "SENTINEL", "DEBUG", "INFO-PERIOD", 300)
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert "is not in sync after" in finding(report, "not reattached").hint
+    until(lambda: all(knows(one, replica) for one in watched.sentinels), what="Sentinels that know it", seconds=60)
+    rig.services.stop("redis")
+    notice_deaths(watched.sentinels)
+    until(lambda: any("no-good-slave" in one.log_tail() for one in watched.sentinels), what="a failover", seconds=120)
+    assert watched.masters() == {watched.own}
+    assert replica.client().get("garbage") == b"1", "it has the replaced data"
+
+
+def knows(sentinel: SentinelServer, replica: RedisServer) -> bool:
+    """Whether it has asked the replica, without which it promotes nobody."""
+    found = sentinel.client().sentinel_slaves(MASTER)
+    return any(one["port"] == replica.port and one["info-refresh"] < PATIENT_MS for one in found)

@@ -55,6 +55,19 @@ def replace_it(system: System, plan: str = "", confirm: str = "", title: str = "
     return report
 
 
+@flow(name="restore-it", validate_parameters=False)
+def restore_it(system: System, backup: str = "latest", plan: str = "", confirm: str = "") -> Report:
+    """Keeps Redis where no earlier point in time was asked for."""
+    with runbook("Restore it", system, confirm, plan, changes=True) as report:
+        latest = report.pin_question("backup asked for", backup) == "latest"
+        report.pin("backup", name := "backup_1" if backup == "latest" else backup)
+        report.pin_state("backup", name)
+        report.pin_state("Redis", "kept" if latest else "restored")
+        report.permit(Act("restore", "app"), effect=EFFECT)
+        DONE.append("kept" if latest else "restored")
+    return report
+
+
 @pytest.fixture(autouse=True)
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(carried_out, "ANSWER_SECONDS", 60.0)  # on a busy machine Prefect may need as long
@@ -78,6 +91,17 @@ def test_two_people_confirm_the_same_plan(system: System) -> None:
         confirmed(system, plan)
     assert [system.name] == DONE
     assert replace_it.fn(system, confirm=system.name).status is Status.OK, "at night nobody copies a fingerprint"
+
+
+def test_the_answer_in_a_form_is_not_taken_for_the_question(system: System) -> None:
+    """A plan for latest has a name in its form: confirmed, it is still the plan for latest."""
+    plan = restore_it.fn(system)
+    assert plan.pins["backup"] == "backup_1"
+    with pytest.raises(PlanChanged, match="backup was backup_1, is backup_2"):
+        restore_it.fn(system, **{**plan.pins, "backup": "backup_2"}, confirm=system.name)
+    restore_it.fn(system, **plan.pins, confirm=system.name)
+    restore_it.fn(system, **restore_it.fn(system, backup="backup_1").pins, confirm=system.name)
+    assert DONE == ["kept", "restored"]
 
 
 def test_two_people_each_with_a_plan(system: System) -> None:

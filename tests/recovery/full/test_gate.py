@@ -1,0 +1,170 @@
+"""Nothing live is replaced before it is fenced and read to its end: what a recovery loses is what its plan said."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from flows.application.files import backup_files
+from flows.database.backup import backup_database
+from flows.database.base_backup import backup_cluster
+from flows.recovery.full import build, method
+from flows.recovery.full import cluster as cluster_restore
+from flows.recovery.full_restore import full_restore
+from flows.recovery.point.restore import restore_to_point
+from runbook.errors import OpsError, RunbookFailed, VerificationFailed
+from runbook.report import Report
+from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
+
+
+@pytest.fixture
+def backed_up(cluster: Cluster) -> Cluster:
+    """A dump, a base backup, and a table that a client writes to."""
+    with cluster.writing() as writes:
+        writes.wait(20)
+    backup_database.fn(NAME)
+    backup_cluster.fn(NAME)
+    return cluster
+
+
+def restored(**parameters: object) -> Report:
+    return full_restore.fn(NAME, confirm=NAME, **parameters)  # type: ignore[arg-type]
+
+
+def test_a_client_that_nobody_described_loses_nothing(backed_up: Cluster) -> None:
+    """It writes until the server is fenced. The plan says that nothing is lost, and nothing is."""
+    with backed_up.writing() as writes:
+        writes.wait(50)
+        plan = full_restore.fn(NAME, method="cluster")
+        assert "nothing is lost" in plan.headline, plan.headline
+        report = restored(method="cluster")
+    assert report.losses["grc_db"].is_none, report.losses
+    assert writes.lost(backed_up.sql("postgres", "SELECT id FROM writes")) == set()
+
+
+def test_a_server_that_its_supervisor_starts_again_is_fenced_first(backed_up: Cluster) -> None:
+    """It was killed, answers "starting" or nothing, and serves clients again a moment later."""
+    with backed_up.writing() as writes:
+        writes.wait(50)
+        backed_up.shoot("postgres")
+        report = restored(method="cluster")
+    assert report.losses["grc_db"].is_none, report.losses
+    assert writes.lost(backed_up.sql("postgres", "SELECT id FROM writes")) == set()
+
+
+def test_commits_after_a_statement_are_counted_behind_the_fence(backed_up: Cluster) -> None:
+    """Those that a client wrote after the plan were lost too, and only the planned ones were reported."""
+    backed_up.sql("postgres", "CREATE TABLE audited AS SELECT 1 AS id")
+    backed_up.sql("postgres", "TRUNCATE writes")
+    backed_up.sql("postgres", "INSERT INTO audited VALUES (2)")
+    plan = full_restore.fn(NAME)
+    assert "1 commit of grc_db is lost" in plan.headline, plan.headline
+    assert "later writes are added" in plan.headline
+    backed_up.sql("postgres", "INSERT INTO audited VALUES (3)")
+    report = restored()
+    loss = report.losses["grc_db"]
+    assert loss.count == 2, loss
+    assert report.facts["lost"].startswith("2 commits of grc_db are lost ("), report.facts["lost"]
+    assert backed_up.sql("postgres", "SELECT id FROM audited") == [(1,)]
+
+
+def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
+    backed_up: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base backup fails its proof: the dump lacks what was written since, which nobody confirmed."""
+
+    def fail(*_: object) -> None:
+        raise VerificationFailed("the copy is not at the target", "nothing live was touched")
+
+    backed_up.sql("postgres", "CREATE TABLE later AS SELECT 7 AS id")  # only the WAL has it
+    monkeypatch.setattr(cluster_restore, "build_copies", fail)
+    with pytest.raises(RunbookFailed, match=r"writes of grc_db of the last .* are lost, but the plan said: nothing"):
+        restored()
+    assert backed_up.sql("postgres", "SELECT id FROM later") == [(7,)]
+    assert backed_up.supervisor.services()[PROGRAMS["postgres"]].state == "RUNNING"
+    confirmed = restored(method="dump")
+    assert confirmed.losses["grc_db"].since, confirmed.losses
+    assert backed_up.sql("postgres", "SELECT to_regclass('later')") == [(None,)]
+
+
+def test_a_server_on_another_port_is_not_taken_for_a_dead_one(backed_up: Cluster) -> None:
+    path = backed_up.root / "pair.toml"
+    text, port = path.read_text(), backed_up.node("postgres").port
+    path.write_text(text.replace(f"port = {port}\n", f"port = {port + 1}\n", 1))
+    try:
+        with pytest.raises(OpsError, match=f"it listens on port {port}, not on {port + 1}"):
+            full_restore.fn(NAME)
+    finally:
+        path.write_text(text)
+
+
+def test_commits_that_only_a_missing_data_directory_had_are_unknown(backed_up: Cluster) -> None:
+    """With commits that wait for the receiver, nothing is lost; without, nobody knows."""
+    node = backed_up.node("postgres")
+    plans = []
+    for waits in (True, False):
+        if not waits:
+            conf = node.configuration.read_text()
+            node.configuration.write_text(f"{conf}\nsynchronous_standby_names = ''\n")
+        backed_up.crash("postgres") if waits else None
+        with backed_up.gone(node.data):
+            plans.append(full_restore.fn(NAME))
+    assert "nothing is lost" in plans[0].headline, plans[0].headline
+    assert "the loss of grc_db is unknown, because" in plans[1].headline, plans[1].headline
+    assert "did not wait for the WAL receiver" in plans[1].headline
+
+
+def test_the_only_database_of_several_that_goes_back_loses_what_was_counted(backed_up: Cluster) -> None:
+    """The server serves the other one all the time, so writes go on: they wait, or are counted at the swap."""
+    backed_up.sql("postgres", "CREATE DATABASE other", database="postgres")
+    with backed_up.writing() as writes:
+        writes.wait(20)
+        report = restored(method="auto")
+        assert "one database from base backup and WAL" in report.facts["newest point restored"]
+        assert report.losses["grc_db"].is_none, report.losses
+    assert writes.lost(backed_up.sql("postgres", "SELECT id FROM writes")) == set()
+
+
+def test_a_write_that_came_in_before_the_swap_rolls_it_back(
+    backed_up: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writers cannot be held back, the swap finds their commits, and nothing is replaced."""
+    backed_up.sql("postgres", "CREATE DATABASE other", database="postgres")
+    monkeypatch.setattr(method, "held_writes", lambda *_: contextlib.nullcontext("for this test"))
+    prove = build.prove
+
+    def prove_late(*arguments: object, **named: object) -> None:
+        prove(*arguments, **named)  # type: ignore[arg-type]
+        backed_up.sql("postgres", "CREATE TABLE late AS SELECT 7 AS id")
+
+    monkeypatch.setattr(build, "prove", prove_late)
+    with pytest.raises(RunbookFailed, match="1 commit of grc_db is lost"):
+        restored()
+    assert backed_up.sql("postgres", "SELECT id FROM late") == [(7,)]
+
+
+def test_a_recovery_to_the_newest_point_has_what_was_written_until_the_fence(backed_up: Cluster) -> None:
+    with backed_up.writing() as writes:
+        writes.wait(50)
+        report = restore_to_point.fn(NAME, by="latest", confirm=NAME)
+    assert report.losses["grc_db"].is_none, report.losses
+    assert writes.lost(backed_up.sql("postgres", "SELECT id FROM writes")) == set()
+
+
+def test_intact_live_files_stay_as_they_are(backed_up: Cluster) -> None:
+    """A file that was uploaded after the backup is not lost, and its row is there; altered files go back."""
+    files = backed_up.root / "opt" / "grc"
+    (files / "uploads").mkdir()
+    (files / "uploads" / "old.png").write_bytes(b"old")
+    backup_files.fn(NAME)
+    (files / "uploads" / "new.png").write_bytes(b"new")
+    report = restored(method="cluster")
+    assert "the live files are kept (1 path written since)" in report.facts["files backup"], report.facts
+    assert "the files" not in report.losses
+    assert (files / "uploads" / "new.png").read_bytes() == b"new"
+
+    (files / "uploads" / "old.png").unlink()
+    plan = full_restore.fn(NAME)
+    assert "writes of the files of the last" in plan.headline, plan.headline
+    assert "old.png is missing" in next(one.value for one in plan.findings if one.name == "live files")
