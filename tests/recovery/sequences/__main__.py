@@ -1,7 +1,7 @@
 """Random sequences against a small real system.
 
-    python -m tests.recovery.sequences --rounds 300 --seed 1
-    python -m tests.recovery.sequences --seed 17 --steps "write:3 drop-database:5 full-restore:9"
+python -m tests.recovery.sequences --rounds 300 --seed 1
+python -m tests.recovery.sequences --seed 17 --steps "write:3 drop-database:5 full-restore:9"
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     parser.add_argument("--steps", default="", help="this sequence in the place of the seed's")
+    parser.add_argument("--verbose", action="store_true", help="print every report")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--by-form", type=float, default=0.5, help="how often a plan is confirmed by its own form")
     parser.add_argument("--tolerate", type=re.compile, default=None, help="problems that are known")
@@ -42,7 +43,7 @@ def main() -> int:
     while seeds:
         variant = variant_of(seeds[0])
         with running_world(variant) as world:
-            world.by_form, world.tolerated = given.by_form, given.tolerate
+            world.by_form, world.tolerated, world.verbose = given.by_form, given.tolerate, given.verbose
             while seeds and variant_of(seeds[0]) == variant:
                 seed = seeds.pop(0)
                 done = play(world, seed, given.steps.split() or sequence_of(seed))
@@ -52,10 +53,15 @@ def main() -> int:
                 if done.failure:
                     broken += 1
                     smallest = done if given.no_shrink else shrink(world, done)
-                    print(f"    {smallest.failure.partition(chr(10))[0]}\n    --seed {seed} --steps \"{' '.join(smallest.words)}\"", flush=True)
+                    print(
+                        f'    {smallest.failure.partition(chr(10))[0]}\n    --seed {seed} --steps "{" ".join(smallest.words)}"',
+                        flush=True,
+                    )
                     if given.failures:
                         with given.failures.open("a") as file:
-                            file.write(f"\n===== {smallest.line}\n--seed {seed} --steps \"{' '.join(smallest.words)}\"\n{smallest.failure}\n")
+                            file.write(
+                                f'\n===== {smallest.line}\n--seed {seed} --steps "{" ".join(smallest.words)}"\n{smallest.failure}\n'
+                            )
     print(f"{given.rounds} rounds in {time.monotonic() - began:.0f} s, {broken} broke a promise", flush=True)
     return min(broken, 1)
 

@@ -6,9 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import psycopg
-
-from lab.servers.postgres import DATABASE
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tests.recovery.sequences import promises
@@ -56,7 +53,9 @@ class Found:
 def compare(ledger: Ledger, branch: Sequence[Write], content: Content | None) -> Found:
     """The branch as it is in the content, the acknowledged writes that are not there, and differences."""
     if content is None:
-        return Found([], [one for one in branch if one.is_acknowledged], [f"{ledger.name} is missing or does not answer"])
+        return Found(
+            [], [one for one in branch if one.is_acknowledged], [f"{ledger.name} is missing or does not answer"]
+        )
     if content.attempts is None:
         return _compare_prefix(ledger, branch, content)
     present = content.attempts
@@ -96,30 +95,24 @@ def _differences(wanted: Mapping[int, int], content: Content) -> str:
     return f"{len(keys)} keys differ ({shown})"
 
 
-def check_losses(
-    world: World, seen: Seen, found: Mapping[str, Found], plan: Ran | None, ran: Ran, exempt: frozenset[str] = frozenset()
-) -> list[str]:
-    """Compare what is lost with what the plan and the report said. `exempt`: parts that were asked to go back to a
-    moment, which the step compares itself."""
+def check_losses(lost: Mapping[str, Sequence[Write]], plan: Ran | None, ran: Ran) -> list[str]:
+    """Compare what is lost, by part, with what the plan and the report said. A commit may concern any database, so those
+    are compared together; what was written after the plan is the report's alone."""
     problems = list[str]()
     said = promises.of_report(ran)
     planned = promises.of_plan(plan) if plan else None
-    for parts in (_databases(found), (REDIS,)):
-        lost = [one for part in parts if part not in exempt for one in found[part].lost]
-        if not lost:
+    for parts in (tuple(name for name in lost if name != REDIS), (REDIS,)):
+        gone = [one for part in parts for one in lost.get(part, ())]
+        if not gone:
             continue
         name = "/".join(parts)
-        if why := _widest(said, parts).refuses(lost):
+        if why := _widest(said, parts).refuses(gone):
             problems.append(f"{name}: the report says less than was lost: {why} ({ran.facts.get('lost', ran.effect)})")
         if planned is not None and plan:
-            early = [one for one in lost if one.answered <= plan.started]
+            early = [one for one in gone if one.answered <= plan.started]
             if why := _widest(planned, parts).refuses(early):
                 problems.append(f"{name}: the confirmed plan says less than was lost: {why} ({plan.effect})")
     return problems
-
-
-def _databases(found: Mapping[str, Found]) -> tuple[str, ...]:
-    return tuple(name for name in found if name != REDIS)
 
 
 def _widest(allowances: Sequence[Allowance], parts: Sequence[str]) -> Allowance:
@@ -163,7 +156,9 @@ def _check_commits(world: World) -> list[str]:
             ledger.store.close()
         began = time.monotonic()
         try:
-            until(lambda ledger=ledger: _acknowledged(ledger), what=name, seconds=ACKNOWLEDGED_SECONDS, every_seconds=0.1)  # type: ignore[misc]
+            until(
+                lambda ledger=ledger: _acknowledged(ledger), what=name, seconds=ACKNOWLEDGED_SECONDS, every_seconds=0.1
+            )  # type: ignore[misc]
         except Unreachable:
             problems.append(f"{name}: no write is acknowledged within {time.monotonic() - began:.0f} s")
     return problems
@@ -202,6 +197,3 @@ def sessions_end(world: World) -> None:
     for ledger in world.ledgers.values():
         if isinstance(ledger.store, DatabaseStore):
             ledger.store.close()
-
-
-__all__ = ["DATABASE", "Broken", "Found", "Seen", "psycopg"]

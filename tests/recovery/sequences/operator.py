@@ -56,7 +56,9 @@ class Ran:
     @property
     def has_replaced(self) -> bool:
         """Whether it says that it failed after live data was replaced."""
-        return self.permitted and bool(self.state) and not self.state.startswith(("nothing", "the live database is unch"))
+        return (
+            self.permitted and bool(self.state) and not self.state.startswith(("nothing", "the live database is unch"))
+        )
 
     @property
     def text(self) -> str:
@@ -87,7 +89,7 @@ def launch(flow: str, variables: Mapping[str, str], parameters: Mapping[str, Any
 
 def main() -> int:
     """Run it, and print its report."""
-    from flows.launch import checked, find_flow  # noqa: PLC0415 - only the process that runs it needs it
+    from flows.launch import checked, find_flow
     from runbook.errors import OpsError, RunbookFailed
     from runbook.report import Report, _loss_in_json
 

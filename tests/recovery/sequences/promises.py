@@ -14,11 +14,14 @@ from tests.recovery.sequences.operator import Ran
 REDIS = "Redis"
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = r"(?P<count>\d[\d,]*)"
-_SINCE = re.compile(rf"writes(?: of (?P<part>\w+))? of the last (?P<age>\d+) (?P<unit>s|min|h|d) are lost(?: \({_NUMBER})?")
+_SINCE = re.compile(
+    rf"writes(?: of (?P<part>\w+))? of the last (?P<age>\d+) (?P<unit>s|min|h|d) are lost(?: \({_NUMBER})?"
+)
 _COUNTED = re.compile(rf"(?:about |at most )?{_NUMBER} \w+(?: of (?P<part>\w+))?(?: written since)? (?:is|are) lost")
 _GIVEN_UP = re.compile(rf"(?:^|[^\d]){_NUMBER} commits? (?:after|in [\d. a-z]+ after)")
-_UNKNOWN = re.compile(r"the loss(?: of (?P<part>\w+))? is unknown, because (?P<why>[^;]*)|(?P<rows>an unknown number of rows)")
-_REDIS_BACK = re.compile(r"Redis to (?P<hour>\d\d):(?P<minute>\d\d) \((?P<zone>[+-]\d\d:\d\d)\)")
+_UNKNOWN = re.compile(
+    r"the loss(?: of (?P<part>\w+))? is unknown, because (?P<why>[^;]*)|(?P<rows>an unknown number of rows)"
+)
 _LEFT = re.compile(rf"at most {_NUMBER}, not restored")
 
 
@@ -49,8 +52,8 @@ class Allowance:
 def of_plan(ran: Ran) -> list[Allowance]:
     """What the headline of a plan, or of a confirmed run, says is lost."""
     if isinstance(ran.lost, str | None):
-        return [*_in_text(ran.effect, ran.started), *_of_redis(ran)]
-    return [*map(_of_loss, ran.lost), *_of_redis(ran)]
+        return list(_in_text(ran.effect, ran.started))
+    return [*map(_of_loss, ran.lost)]
 
 
 def of_report(ran: Ran) -> list[Allowance]:
@@ -59,7 +62,9 @@ def of_report(ran: Ran) -> list[Allowance]:
     for name, text in ran.facts.items():
         if name == "lost" or "lost" in name.split():
             part = REDIS if name.startswith(REDIS) else ""
-            found += [Allowance(part or one.part, one.count, one.since, one.unknown) for one in _in_text(text, ran.started)]
+            found += [
+                Allowance(part or one.part, one.count, one.since, one.unknown) for one in _in_text(text, ran.started)
+            ]
             if match := _GIVEN_UP.search(text):
                 found.append(Allowance(part, _number(match["count"])))
             if "every write after" in text and part:
@@ -104,16 +109,6 @@ def _in_text(text: str, at: float) -> Iterator[Allowance]:
         yield Allowance("", _number(match["count"]))
     for match in _UNKNOWN.finditer(rest):
         yield Allowance(match["part"] or "", None, unknown=match["why"] or match["rows"])
-
-
-def _of_redis(ran: Ran) -> Iterator[Allowance]:
-    """A headline names the minute to which Redis goes back."""
-    if match := _REDIS_BACK.search(ran.effect):
-        zone = datetime.strptime(match["zone"], "%z").tzinfo
-        at = datetime.fromtimestamp(ran.started, zone).replace(
-            hour=int(match["hour"]), minute=int(match["minute"]), second=0, microsecond=0
-        )
-        yield Allowance(REDIS, None, at.timestamp())
 
 
 def _number(text: str) -> int:

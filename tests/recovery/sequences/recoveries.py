@@ -9,14 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.servers.postgres import DATABASE
+from lab.state.base import CHECKOUT
 from tests.fixtures.postgres.clusters import NAME
 from tests.recovery.sequences import checks
-from tests.recovery.sequences.checks import Broken, Found, Seen, check_losses, check_system, check_untouched, compare, see
+from tests.recovery.sequences.checks import (
+    Broken,
+    Found,
+    Seen,
+    check_losses,
+    check_system,
+    check_untouched,
+    compare,
+    see,
+)
 from tests.recovery.sequences.ledger import Write
 from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.promises import REDIS
 from tests.recovery.sequences.steps import NOT_POSSIBLE, client_writing, correct_port, starting_again, step
 from tests.recovery.sequences.world import World
+
+HAS_UNDO = "undo_full_restore" in (CHECKOUT / "prefect.yaml").read_text()
 
 
 class Stuck(Exception):
@@ -91,17 +103,19 @@ def settle(
         Broken: a promise was broken.
     """
     seen, ran = carried.seen, carried.ran
-    problems, found = list(more or ()), dict[str, Found]()
+    problems, found, lost = list(more or ()), dict[str, Found](), dict[str, list[Write]]()
     for name, ledger in world.ledgers.items():
         wanted = back_to.get(name) if back_to else None
-        part = compare(ledger, ledger.copy() if wanted is None else wanted, ledger.store.read())
+        content = ledger.store.read()
+        part = compare(ledger, ledger.copy() if wanted is None else wanted, content)
         found[name] = part
+        lost[name] = part.lost if wanted is None else compare(ledger, ledger.copy(), content).lost
         problems += part.problems
         if wanted is not None and part.lost:
             problems.append(f"{name}: {len(part.lost)} writes of the branch that was asked for are missing")
         if wanted is None and part.abandoned:
             problems.append(f"{name}: {len(part.abandoned)} writes of a branch that was left are there again")
-    problems += check_losses(world, seen, found, carried.plan, ran, frozenset(back_to or ()))
+    problems += check_losses(lost, carried.plan, ran)
     problems += _check_accidents(world, found, ran)
     for name, part in found.items():
         world.ledgers[name].restart(part.branch)
@@ -159,14 +173,14 @@ def full_restore_cluster(world: World, chance: random.Random) -> str:
 
 
 def _full_restore(world: World, chance: random.Random, **parameters: Any) -> str:
-    before = world.database.copy()
+    before = {name: ledger.copy() for name, ledger in world.ledgers.items()}
     try:
         carried = carry_out(world, chance, "full-restore", **parameters)
     finally:
         correct_port(world)
     settle(world, carried)
-    text = carried.ran.text
-    world.tokens["kept"] = before if "__old_" in text else None
+    world.tokens["kept"] = before[DATABASE] if "__old_" in carried.ran.text else None
+    world.tokens["kept cluster"] = before if "data.superseded_" in carried.ran.text else None
     return f"{carried.ran.status}: {carried.plan.effect.split(';')[1].strip() if ';' in carried.plan.effect else ''}"
 
 
@@ -189,6 +203,19 @@ def undo_restore(world: World, chance: random.Random) -> str:
     carried = carry_out(world, chance, "undo-restore")
     settle(world, carried, back_to={DATABASE: [*kept]})
     world.tokens["kept"] = now
+    return carried.ran.status
+
+
+@step("undo-full-restore", "recovery", 1.2 if HAS_UNDO else 0)
+def undo_full_restore(world: World, chance: random.Random) -> str:
+    """The cluster that the last full restore replaced."""
+    kept = world.tokens.get("kept cluster")
+    if not kept:
+        return NOT_POSSIBLE
+    now = {name: ledger.copy() for name, ledger in world.ledgers.items()}
+    carried = carry_out(world, chance, "undo-full-restore")
+    settle(world, carried, back_to={name: writes for name, writes in kept.items() if name != REDIS})
+    world.tokens["kept cluster"] = now
     return carried.ran.status
 
 

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lab.servers.postgres import ROLE
 from tests.recovery.sequences import recoveries  # noqa: F401 - its steps
 from tests.recovery.sequences.checks import Broken
 from tests.recovery.sequences.recoveries import Stuck
@@ -32,18 +31,6 @@ AFTER = {
     "wrong-port": ("full-restore",),
 }
 """What mends an accident; others are mended by any recovery."""
-
-
-@dataclass(frozen=True)
-class Sequence_:
-    """The steps of one round, each with the seed of its own random numbers: `write:17`."""
-
-    words: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """As the command line takes it."""
-        return " ".join(self.words)
 
 
 @dataclass
@@ -137,6 +124,3 @@ def shrink(world: World, failed: Round, most: int = 40) -> Round:
         else:
             index += 1
     return best
-
-
-__all__ = ["ROLE", "Round", "play", "sequence_of", "shrink", "variant_of"]

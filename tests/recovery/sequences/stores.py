@@ -91,7 +91,10 @@ class DatabaseStore:
     def read(self) -> Content | None:
         """By sequential scan and by index: an index that lacks rows shows as a difference."""
         try:
-            with psycopg.connect(self.address(), autocommit=True, connect_timeout=5) as session, given_up_after(session):
+            with (
+                psycopg.connect(self.address(), autocommit=True, connect_timeout=5) as session,
+                given_up_after(session),
+            ):
                 attempts = session.execute("SELECT attempt FROM attempts").fetchall()
                 found = session.execute("SELECT to_regclass('public.kv')").fetchone()
                 rows = session.execute("SELECT key, attempt, value FROM kv").fetchall() if found and found[0] else []

@@ -133,6 +133,7 @@ class World:
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
     by_form: float = 0.5
+    verbose: bool = False
     tolerated: re.Pattern[str] | None = None
     _first: dict[str, tuple[list[Write], int]] = field(default_factory=dict)
 
@@ -164,7 +165,10 @@ class World:
 
     def launch(self, flow: str, **parameters: Any) -> Ran:
         """One run of a runbook."""
-        return operator.launch(flow, self.variables, {"environment": NAME, **parameters})
+        ran = operator.launch(flow, self.variables, {"environment": NAME, **parameters})
+        if self.verbose:
+            print(f"--- {flow} {parameters}\n{ran.text}\n", flush=True)
+        return ran
 
     # What a client reaches
 
@@ -173,9 +177,7 @@ class World:
         state = self.system.state
         ports = [self.system.node(role).port for role in self.roles]
         hosts = ",".join("127.0.0.1" for _ in ports)
-        user, password = (
-            (postgres.ADMIN, state.passwords.postgres_admin) if admin else (ROLE, state.passwords.postgres)
-        )
+        user, password = (postgres.ADMIN, state.passwords.postgres_admin) if admin else (ROLE, state.passwords.postgres)
         where = f"host={hosts}&port={','.join(map(str, ports))}&target_session_attrs=read-write"
         return f"postgresql://{user}:{quote(password)}@/{database}?{where}"
 
@@ -311,7 +313,9 @@ class World:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
-            return not left and all(one.state in ("STOPPED", "EXITED", "FATAL") for one in supervisor.services().values())
+            return not left and all(
+                one.state in ("STOPPED", "EXITED", "FATAL") for one in supervisor.services().values()
+            )
 
         until(is_over, what="the end of the servers", seconds=60, every_seconds=0.03)
 
