@@ -26,7 +26,7 @@ from tests.recovery.sequences.ledger import Write
 from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.promises import REDIS
 from tests.recovery.sequences.steps import NOT_POSSIBLE, client_writing, correct_port, starting_again, step
-from tests.recovery.sequences.world import World
+from tests.recovery.sequences.world import UNRELATED, World
 
 HAS_UNDO = "undo_full_restore" in (CHECKOUT / "prefect.yaml").read_text()
 
@@ -241,6 +241,14 @@ def restore_to_point(world: World, chance: random.Random) -> str:
             more.append(f"{name}: {len(later)} writes after the target are there")
     settle(world, carried, back_to=wanted, more=more)
     return f"{carried.ran.status} by {by}"
+
+
+@step("restore-unrelated", "recovery", 0.7)
+def restore_unrelated(world: World, chance: random.Random) -> str:
+    """One table goes back to the newest point, while everything else is in use."""
+    carried = carry_out(world, chance, "restore-to-point", by="latest", mode="tables", tables=[f"public.{UNRELATED}"])
+    settle(world, carried)
+    return carried.ran.status
 
 
 @step("failover", "recovery", 1)

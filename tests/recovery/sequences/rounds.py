@@ -77,7 +77,7 @@ def sequence_of(seed: int) -> list[str]:
         recovery = pick("recovery")
         if allowed := AFTER.get(accident):
             recovery = chance.choice(allowed)
-        elif accident and recovery in ("failover", "undo-restore"):
+        elif accident and recovery in ("failover", "undo-restore", "undo-full-restore", "restore-unrelated"):
             recovery = "full-restore"
         names.append(recovery)
         if chance.random() < 0.5:

@@ -71,6 +71,13 @@ def write_some(world: World, chance: random.Random) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in sorted(told.items()))
 
 
+@step("write-much", "quiet", 1)
+def write_much(world: World, chance: random.Random) -> str:
+    """More of the application's database than a switched segment has."""
+    outcomes = [world.database.write(chance) for _ in range(200)]
+    return f"{outcomes.count('acknowledged')} acknowledged"
+
+
 @step("mark", "quiet", 2)
 def mark(world: World, chance: random.Random) -> str:
     """A moment to which a point-in-time recovery may go back; nobody writes around it."""
@@ -293,10 +300,11 @@ def restart_postgres(world: World, chance: random.Random) -> str:
 
 @step("drop-database", "accident", 3)
 def drop_database(world: World, chance: random.Random) -> str:
-    """The application's database under its clients."""
+    """The application's database under its clients. A client of the second one, if there is one, writes meanwhile."""
     if isinstance(world.database.store, DatabaseStore):
         world.database.store.close()
-    with contextlib.suppress(psycopg.Error):
+    other = world.ledgers.get(OTHER)
+    with client_writing(other, chance) if other else contextlib.nullcontext(), contextlib.suppress(psycopg.Error):
         world.sql(f"DROP DATABASE {DATABASE} WITH (FORCE)")
         return ""
     return NOT_POSSIBLE

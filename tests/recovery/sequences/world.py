@@ -39,7 +39,7 @@ from tests.recovery.sequences.ledger import Ledger, Write
 from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.stores import TABLES, DatabaseStore, RedisStore, given_up_after
 
-OTHER = "other_db"
+OTHER, UNRELATED = "other_db", "unrelated"
 FIRST_WRITES = 40
 LASTING = ("var", "supervisord.conf", "supervisord.pid")
 SERVICES = {**PROGRAMS, "redis": "redis"}
@@ -245,6 +245,7 @@ class World:
         self.ledgers["Redis"] = Ledger(RedisStore("Redis", self.redis))
         for name in names:
             self.sql(f"SET ROLE {ROLE}; {TABLES}", name)
+        self.sql(f"SET ROLE {ROLE}; CREATE TABLE {UNRELATED} AS SELECT generate_series(1, 100) AS id", DATABASE)
         chance = random.Random(0)
         for ledger in self.ledgers.values():
             for _ in range(FIRST_WRITES):
