@@ -25,6 +25,7 @@ from tasks.cluster.content import cluster_in
 from tasks.postgres.restore.staged_copy import default_jobs
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.prune import find_old_wal
+from tasks.wal.format.names import Timeline
 
 TABLES = 5000
 BAR = 1.1
@@ -119,8 +120,8 @@ class GrowthChapter:
         system = cluster_in(base).system
         for which in ("backups", "copies"):
             archive = archive_of(env, which, system)
-            doomed = find_old_wal.work(archive, system, [base], timedelta()).doomed
-            archive.note_pruned(doomed)  # or the archiver would store again what the receiver still has
+            doomed = find_old_wal.work(archive, system, [base], timedelta(), Timeline(1)).doomed
+            archive.note_pruned(doomed, 1)  # or the archiver would store again what the receiver still has
             archive.remove(doomed)
 
     def tables(self) -> list[Figure]:

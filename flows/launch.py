@@ -20,13 +20,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import yaml  # type: ignore[import-untyped]
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError, TerminationSignal
 from prefect.settings import PREFECT_API_URL
+from pydantic import TypeAdapter, ValidationError
 
 from blocks.environment import Environment
 from flows.approval import call_approved
@@ -65,21 +66,18 @@ def add_confirmation(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(flow: Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:
-    """The runbook's parameters from `name=value` words; a value that is not a text is JSON.
+    """The runbook's parameters from `name=value` words. A value that its parameter does not take as text is JSON.
 
     Raises:
         OpsError: a word is not `name=value`, or the runbook rejects it.
     """
-    given: dict[str, Any] = {}
+    types, given = get_type_hints(flow.fn, include_extras=True), dict[str, Any]()
     for word in words:
         name, separator, text = word.partition("=")
         if not separator:
             raise OpsError(f"“{word[:60]}” is not a parameter", USAGE)
-        given[name] = text
-    try:
-        return checked(flow, given)
-    except OpsError:
-        return checked(flow, {name: _json(text) for name, text in given.items()})
+        given[name] = _value(types.get(name, str), text)
+    return checked(flow, given)
 
 
 def checked(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,11 +100,13 @@ def checked(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, An
     raise OpsError(f"{flow.name} rejects the parameters: {problem[:300]}", "correct them (docs/catalogue.md)")
 
 
-def _json(text: str) -> Any:
+def _value(kind: Any, text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        TypeAdapter(kind).validate_python(text)
+    except ValidationError:
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 def launch(

@@ -79,7 +79,8 @@ def _show_rule(report: Report, stored: StoredBackup, rule: RetentionRule, which:
     report.fact(
         "retention",
         f"every backup of the last {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
-        f"and {keep.monthly} months; always the {keep.verified} newest verified ones",
+        f"and {keep.monthly} months; always the {keep.verified} newest verified ones, and the last one before tables "
+        "shrank",
     )
     if stored.backups:
         need = need_of(which, stored.backups[0].manifest.kind, stored.backups, keep)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import get_args
 
 from blocks.environment import Environment, Stores
-from runbook import clock
+from runbook import clock, metrics
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.page.shown import show_table
 from runbook.report import Report, Status
@@ -17,6 +17,7 @@ from tasks.backups.log import append_line
 from tasks.backups.manifest import Kind
 from tasks.backups.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
 from tasks.backups.retention import read_stores
+from tasks.backups.shrinkage import Drop, differences, drops, rows_of, shrunk_tables
 from tasks.cluster.content import cluster_in
 from tasks.prefect.offered_backups import offer_backups
 from tasks.stores.directory import BAD
@@ -73,6 +74,68 @@ def _report_unsent(report: Report, env: Environment, store: Store, name: str, er
         report.warn(f"{name} waits to be sent: it is intact, but {store.where} refuses it", hint, value=error.message)
 
 
+MOST_COMPARED = 60
+"""Backups before one that its content is compared with: a restore must not wait for a long list."""
+
+
+def report_failed(report: Report, newest: Backup, chosen: Backup) -> None:
+    """A backup that failed its verification: the chosen one, or newer ones that are passed over."""
+    name = f"verification of {newest.name}"
+    if not newest.failed or any(finding.name == name for finding in report.findings):
+        return
+    why = f"{newest.name} failed its verification at {newest.failed}: {newest.reason or 'the reason is not known'}"
+    if newest.name == chosen.name:
+        report.warn(name, catalogue.instead_of(newest), value=why)
+        return
+    gap = (newest.manifest.taken - chosen.manifest.taken).total_seconds()
+    changed = differences(chosen, newest)
+    report.warn(
+        name,
+        f"nothing to do now. To try {newest.name} anyway, run this with its name; then correct what its report names",
+        value=f"{why}. {chosen.name} is used: it is {duration(gap)} older ({changed or 'the same number of rows'})",
+    )
+
+
+def judge_drops(report: Report, backup: Backup, *, most: int = MOST_COMPARED) -> None:
+    """Warn if earlier backups have rows that a backup lacks: a deletion is backed up and verified as well."""
+    name = f"content of {backup.name}"
+    if not rows_of(backup) or any(finding.name == name for finding in report.findings):  # of an earlier attempt
+        return
+    for drop in drops(catalogue.before(backup, most), backup, report.limit(metrics.BACKUP_SHRUNK)[0])[:1]:
+        at = clock.text(drop.backup.manifest.taken)
+        report.warn(
+            name,
+            f"if those rows were deleted by mistake, restore {drop.backup.name}: every write after {at} is lost then",
+            value=f"since {drop.backup.name} ({at}) {drop.text}",
+            expected="no table that shrank",
+        )
+
+
+def judge_shrunk(report: Report, backup: Backup) -> None:
+    """Compare the content of a new backup with that of the newest verified one (without any: the newest). An error is a
+    WARN: the backup itself is good."""
+    try:
+        before = catalogue.earlier(backup, proven=True) or catalogue.earlier(backup)
+        shrunk = shrunk_tables(before, backup) if before else ()
+    except OpsError as error:
+        report.warn("content against earlier backups", error.hint, value=f"not compared: {error.message}")
+        return
+    if not before:
+        return
+    warn, _ = report.limit(metrics.BACKUP_SHRUNK)
+    drop = Drop(before, tuple(one for one in shrunk if one.ratio > warn))
+    report.judge(
+        metrics.BACKUP_SHRUNK,
+        max((one.ratio for one in shrunk), default=0.0),
+        f"find out who deleted the rows; restore-tables restores them from {before.name}, which prune-backups keeps",
+        of=f"against {before.name}" + (f": {drop.text}" if drop.tables else ""),
+        worst=Status.WARN,
+    )
+    rows = [(one.table, f"{one.before:,}", f"{one.after:,}") for one in drop.tables]
+    if rows:
+        report.table("Tables that shrank", ("table", f"rows in {before.name}", "rows now"), rows, most=MOST_SHOWN)
+
+
 Needed = Callable[[Collection[str]], Collection[str]]
 """Which of a backup's files a run needs, by their names."""
 
@@ -86,17 +149,23 @@ def choose_backup(
     *,
     of: str = "",
     needed: Needed | None = None,
+    failed_too: bool = False,
 ) -> Backup:
     """The backup that the operator named, its files fetched and compared with its manifest.
 
     Args:
         of: another environment's backup, which is restored here
         needed: chooses the files that are read; None: every file
+        failed_too: also one that failed its verification, to verify it again or to restore it with exceptions
 
     Raises:
         OpsError: there is none, or it is a backup of something else.
     """
-    backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, of or env.name)
+    store = store_for(env, kind, source)
+    backup = catalogue.find_backup(store, kind, wanted, of or env.name, failed_too=failed_too)
+    if not failed_too:
+        report_failed(report, catalogue.find_backup(store, kind, wanted, of or env.name, failed_too=True), backup)
+    judge_drops(report, backup)
     report.fact("backup", f"{backup.name}, snapshot of {clock.text(backup.manifest.taken)}")
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
@@ -250,7 +319,7 @@ def show_backups(report: Report, env: Environment) -> None:
             duration(backup.age_seconds),
             size(backup.manifest.bytes),
             "yes" if backup.manifest.is_encrypted else "no",
-            backup.verified or "never",
+            backup.verified or (f"failed {backup.failed}" if backup.failed else "never"),
         )
         for backup, which in rows
     ]

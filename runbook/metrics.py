@@ -70,6 +70,9 @@ STREAMS_MISSING = Metric("postgres.wal.streams_missing", 0, 0, "count", "standby
 
 BACKUP_AGE = Metric("backup.age_seconds", 3600, DAY_SECONDS, "s", "age of the newest backup", "§8.1")
 REDIS_LOSS = Metric("redis.loss_seconds", 1800, 3600, "s", "writes that a kill of Redis would lose now", "§8.1")
+BACKUP_SHRUNK = Metric(
+    "backup.shrunk_ratio", 0.5, 1, "ratio", "share of a table's rows that a backup lacks, of an earlier one's"
+)
 BACKUP_GAP = Metric("backup.gap_seconds", 3600, DAY_SECONDS, "s", "time between the database's backup and the others")
 PLAN_WRITES = Metric("plan.writes_bytes", 64e6, 1e9, "B", "writes between a plan and its confirmation")
 

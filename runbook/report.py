@@ -41,7 +41,8 @@ class Status(StrEnum):
 @dataclass(frozen=True)
 class Finding:
     """One judgement: what was seen, what was expected, and what to do about it. A CRITICAL one ends the run at its next
-    `fail_if_critical`, but for one that does not `stop`: then the run goes on, and is CRITICAL when it ends."""
+    `fail_if_critical`, but for one that does not `stop`: then the run goes on, and is CRITICAL when it ends.
+    `alternative`: it advises something else in place of the run, and has no meaning once that has succeeded."""
 
     name: str
     status: Status
@@ -50,6 +51,7 @@ class Finding:
     hint: str = ""
     stops: bool = True
     follow: tuple[Next, ...] = ()
+    alternative: bool = False
 
     @property
     def next_step(self) -> str:
@@ -111,11 +113,13 @@ class Report:
     states: dict[str, Pin] = field(default_factory=dict)
     pinned: PinnedPlan | None = None
     permitted: bool = False
+    judged: int = 0
     refused: str = ""
     lock: Held | None = None
     acts: tuple[Act, ...] = ()
     effect: Effect | None = None
     losses: dict[str, Loss] = field(default_factory=dict)
+    undo: tuple[Next, ...] = ()
     gate: Approving | None = None
     approved: str = ""
     contained: str = ""
@@ -203,10 +207,34 @@ class Report:
         self.require(name, True, "", value=value, expected=expected)
 
     def warn(
-        self, name: str, hint: str, *, value: object = "", expected: object = "", follow: Sequence[Next] = ()
+        self,
+        name: str,
+        hint: str,
+        *,
+        value: object = "",
+        expected: object = "",
+        follow: Sequence[Next] = (),
+        alternative: bool = False,
     ) -> None:
-        """Record a WARN: an operator should know it, the run continues."""
+        """Record a WARN: an operator should know it, the run continues. `alternative`: see `Finding`."""
         self.prefer(name, False, hint, value=value, expected=expected, follow=follow)
+        self.findings[-1] = replace(self.findings[-1], alternative=alternative)
+
+    def settle(self) -> None:
+        """The run has done what it was permitted: what it advised in place of that is no longer to be done."""
+        settled = {"status": Status.OK, "hint": "", "follow": ()}
+        self.findings = [replace(one, **settled) if one.alternative else one for one in self.findings]  # type: ignore[arg-type]
+
+    @property
+    def most_urgent(self) -> list[Finding]:
+        """The findings, worst first. A warning about the result comes before those of the time before the change."""
+
+        def rank(number: int) -> tuple[int, bool]:
+            one = self.findings[number]
+            early = self.permitted and number < self.judged and one.status is Status.WARN
+            return -list(Status).index(one.status), early
+
+        return [self.findings[number] for number in sorted(range(len(self.findings)), key=rank)]
 
     def fail(
         self,
@@ -280,6 +308,11 @@ class Report:
         read it have no other figure."""
         self.losses |= {loss.part: loss for loss in losses}
         self.fact("lost", losses_text(tuple(self.losses.values()), detailed=True))
+
+    def undo_is(self, *runbooks: Next) -> None:
+        """Record what undoes this run: the head of the page links their forms."""
+        self.undo = runbooks
+        self.fact("undo", ", ".join(map(str, runbooks)))
 
     def leave_out(self, *parts: str) -> None:
         """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""
@@ -387,7 +420,7 @@ class Report:
             self.fact("also locked", also)
         if self.pinned:
             self.pinned.begin(self)
-        self.permitted = True
+        self.permitted, self.judged = True, len(self.findings)
         return Permit(self.environment, acts)
 
     def require_lock(self) -> None:
@@ -403,8 +436,9 @@ class Report:
     def sentence(self, say: Callable[[str], str] = str, label: Callable[[str], str] = str) -> str:
         """Status, then what was done or is planned, the first reasons, and the next step; in English, or as `say` and
         `label` translate it: `headline` is in the environment's language."""
-        critical = [f for f in self.findings if f.status is Status.CRITICAL]
-        bad = critical or [f for f in self.findings if f.status is Status.WARN]
+        found = self.most_urgent
+        critical = [f for f in found if f.status is Status.CRITICAL]
+        bad = critical or [f for f in found if f.status is Status.WARN]
         why = "; ".join(f"{label(f.name)}: {say(f.value)}".removesuffix(": ") for f in bad[:3])
         why += say(f" (and {len(bad) - 3} more)") if len(bad) > 3 else ""
         hint = next((text for f in bad if (text := f.next_step)), "")

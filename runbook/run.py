@@ -115,6 +115,8 @@ def _recorded(
             done = not report.is_stopped
             if not report.is_stopped and (report.permitted or (changes and report.may_change)):
                 planned.record(report)  # before the lock is free
+            if done and report.permitted:
+                report.settle()
     except BaseException as error:
         if (raised := ending.of(error)) is error:
             raise

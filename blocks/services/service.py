@@ -72,16 +72,32 @@ class Services(Block, abc.ABC):
 
     @abc.abstractmethod
     def start(self, role: str) -> None:
-        """Start it; `is_running` tells when it runs. Nothing happens where it runs already."""
+        """Start it; `is_running` tells when it runs. Nothing happens where it runs already. One that is still stopping
+        is started when it has stopped."""
 
-    @abc.abstractmethod
     def stop(self, role: str) -> None:
-        """Stop it; returns when its process has exited. Nothing happens where it is stopped."""
+        """Stop it; returns when its process has exited. Nothing happens where it is stopped.
+
+        A cancelled run waits for the end of the stop too. The manager completes it in any case, and Docker takes a
+        container that is stopping for one that runs: to start it then would do nothing.
+        """
+        try:
+            self._stop(role)
+        except Exception:
+            raise
+        except BaseException:
+            with contextlib.suppress(OpsError):  # the cancel is the error to report
+                self._stop(role)
+            raise
 
     def restart(self, role: str) -> None:
         """Stop it, then start it."""
         self.stop(role)
         self.start(role)
+
+    @abc.abstractmethod
+    def _stop(self, role: str) -> None:
+        """Stop it, as `stop` does in a run that is not cancelled. A second call waits for the stop of the first."""
 
     @abc.abstractmethod
     def is_running(self, role: str) -> bool:
@@ -168,7 +184,7 @@ class DockerServices(Services):
         with self._container(role) as container:
             container.start()
 
-    def stop(self, role: str) -> None:
+    def _stop(self, role: str) -> None:
         """`docker stop`: returns when its process has exited."""
         with self._container(role) as container:
             container.stop(timeout=self.stop_seconds)
@@ -277,10 +293,17 @@ class SupervisorServices(Services):
         return urlsplit(self.url).hostname in HERE
 
     def start(self, role: str) -> None:
-        """`supervisor.startProcess`, not waiting for the second after which supervisord believes in it."""
-        self._call(role, "startProcess", self.name_of(role), False, ignore=ALREADY_STARTED)
+        """`supervisor.startProcess`, not waiting for the second after which supervisord believes in it. While a process
+        is STOPPING supervisord reports success and starts nothing."""
 
-    def stop(self, role: str) -> None:
+        def begun() -> bool:
+            self._call(role, "startProcess", self.name_of(role), False, ignore=ALREADY_STARTED)
+            return self.state(role).told not in ("STOPPING", "STOPPED")
+
+        if not begun():
+            until(begun, what=f"the end of {role}", seconds=CALL_SECONDS, every_seconds=0.1)
+
+    def _stop(self, role: str) -> None:
         """`supervisor.stopProcess`, waiting. What has just exited is not running, and is started again at once: it is
         stopped when it is."""
 

@@ -51,7 +51,8 @@ class SystemdServices(Services):
         return not self.host
 
     def start(self, role: str) -> None:
-        """`systemctl start`, also where systemd has given the unit up because it ended too often."""
+        """`systemctl start`, also where systemd has given the unit up because it ended too often. Where it is being
+        stopped, systemd starts it afterwards (systemd.unit(5): a start job waits for the end)."""
         unit = self._unit(role)
         with contextlib.suppress(CommandFailed):  # there is nothing to forget
             self._systemctl(unit.host, "reset-failed", unit.name)
@@ -63,7 +64,7 @@ class SystemdServices(Services):
             hint = f"it was fenced: rejoin-standby unmasks it; where it must take writes: systemctl unmask {unit.name}"
             raise OpsError(f"{unit.name} is masked", hint) from None
 
-    def stop(self, role: str) -> None:
+    def _stop(self, role: str) -> None:
         """`systemctl stop`: returns when the unit's processes have exited."""
         unit = self._unit(role)
         self._systemctl(unit.host, "stop", unit.name)

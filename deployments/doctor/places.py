@@ -118,7 +118,10 @@ def _retention(env: Environment, disk: Disk, database_bytes: int) -> DoctorLine:
     count = sum(getattr(keep, tier, amount) for tier, amount in KEPT.items())
     each, whose = database_bytes, "the database's size"
     with contextlib.suppress(OpsError):
-        each, whose = catalogue.find_backup(store_of(env, "postgres"), "postgres").manifest.bytes, "the newest one's"
+        each, whose = (
+            catalogue.find_backup(store_of(env, "postgres"), "postgres", failed_too=True).manifest.bytes,
+            "the newest one's",
+        )
     return prefer(
         disk.free_bytes > count * each,
         f"free disk space for {count} backups of the database: {size(disk.free_bytes)} at {disk.path}",

@@ -31,7 +31,7 @@ from tasks.ai.lifecycle import Dates, read_dates
 from tasks.ai.sdks import KNOWN, is_behind, read_sdks
 from tasks.application.env_file import SET, read_variable, set_variable
 from tasks.application.health import wait_healthy
-from tasks.host.services import start_services, stop_services
+from tasks.host.services import start_services, started_if_cancelled, stop_services
 
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d(-preview)?|v1")
 
@@ -308,8 +308,9 @@ def _restart(permit: Permit, env: Environment, seconds: float) -> str:
     Azure must answer: a fallback would hide a version that does not work."""
     permit.require(RESTART, BACKEND)
     try:
-        stop_services(env.services, [BACKEND])
-        start_services(env.services, [BACKEND])
+        with started_if_cancelled(env.services, [BACKEND]):
+            stop_services(env.services, [BACKEND])
+            start_services(env.services, [BACKEND])
         wait_healthy(env.application, seconds=seconds)
         if env.application.ai.ask is None:
             return ""

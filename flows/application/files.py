@@ -111,7 +111,7 @@ def verify_files(report: Report, env: Environment, wanted: str, source: Stores) 
         OpsError: there is no backup, or not enough free disk space.
         RunbookFailed: it is damaged, or differs from its manifest.
     """
-    backup = choose_backup(report, env, "files", wanted, source)
+    backup = choose_backup(report, env, "files", wanted, source, failed_too=True)
     report.fail_if_critical()
     started, entries = time.monotonic(), entries_of(backup.manifest)
     problems = read_archive_back(backup.path, entries)

@@ -10,6 +10,7 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
+from flows.restart import start_again
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
 from runbook.errors import OpsError
@@ -170,13 +171,10 @@ def services_stopped(report: Report, env: Environment) -> Iterator[StoppedRoles]
 
 
 def _start_again(report: Report, env: Environment, stopped: StoppedRoles) -> None:
-    try:
-        start_services(env.services, list(stopped.running))
+    if start_again(report, env.services, stopped.running):
         report.state_is(
             "the live files are unchanged; services run as before", "fix the findings above, then run this again"
         )
-    except OpsError as error:  # the first error is the one to report
-        report.fail("services started again", error.hint, value=error.message)
 
 
 def _roles(env: Environment) -> list[str]:

@@ -19,7 +19,7 @@ from flows.pinned import pin_deleted
 from flows.pruning import find_prunable, prune
 from flows.recovery.objectives import board
 from flows.redis.verification import verify_redis
-from flows.store import judge_key, measured, note, show_backups, store_for, tidy
+from flows.store import judge_key, judge_shrunk, measured, note, show_backups, store_for, tidy
 from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.flow import flow
@@ -54,7 +54,8 @@ def backup_database(
     """データベースのバックアップ手順 (§1.2)
 
     Backs up the application's database in one snapshot. The backup contains the roles, a checksum of every file, and a
-    manifest of the content, read in the same snapshot. Run `full` daily and before every change.
+    manifest of the content, read in the same snapshot. Run `full` daily and before every change. It warns with the
+    tables that lost most of their rows since the newest verified backup.
 
     It changes nothing in the database. An interrupted backup is never offered to a restore; the next run removes it.
     Evidence: the manifest in the backup, the table of its content.
@@ -82,6 +83,7 @@ def backup_database(
         backup = take(report, env, server, store, workers, what)
         report.outcome = f"{backup.name} is in the store"
         report.fact("backup", backup.name)
+        judge_shrunk(report, backup)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
         show_backups(report, env)
     return report
@@ -168,6 +170,7 @@ def prune_backups(
 
     - It keeps every backup newer than the newest verified one, and the `keep_verified` newest verified ones. It deletes
       nothing while fewer are verified.
+    - It keeps the last backup before tables lost most of their rows, as long as the longest tier keeps any.
     - It keeps a base backup while an incremental one needs it, and the WAL that a recovery to any moment of the daily
       tier needs. Older base backups keep the WAL that they need themselves.
     - It deletes live data that a restore kept (kind=redis) after the daily tier.

@@ -9,6 +9,7 @@ from typing import Literal
 from blocks.environment import Environment, Stores
 from blocks.postgres.wal import Wal
 from flows import store
+from flows.branch import record_branch
 from flows.database.free_space import judge_room
 from flows.database.wal_reading import judge_wal
 from flows.store import judge_key, mark_failed, mark_verified, note, show_backups, store_for, tidy
@@ -264,10 +265,13 @@ def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
         return
     try:
         shipped = ship_now(env)
-        chain = read_chain(archive_of(env, "backups", content.system), content.stop, 0, content.segment_bytes)
+        chain = read_chain(
+            archive_of(env, "backups", content.system), content.stop, content.timeline, content.segment_bytes
+        )
     except OpsError as error:
         report.warn("archived WAL", error.hint or hint, value=error.message)
         return
+    record_branch(report, env, content.system, content.timeline)  # also after a promotion or a swap by hand
     reaches = bool(chain.links) and chain.end >= content.stop and not chain.trouble and not shipped.refused
     report.prefer(
         "archived WAL",
@@ -295,7 +299,7 @@ def choose(report: Report, env: Environment, wanted: str, source: Stores) -> lis
         OpsError: there is no such backup.
         RunbookFailed: one of them is damaged.
     """
-    chosen = store.choose_backup(report, env, "cluster", wanted, source)
+    chosen = store.choose_backup(report, env, "cluster", wanted, source, failed_too=True)
     return fetch_lineage(report, env, chosen, source)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -20,9 +19,10 @@ from flows.store import mark_verified, measured, store_for
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to
+from runbook.guard.effect import Effect, NoUndo, back_to
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -48,7 +48,7 @@ from tasks.postgres.restore.staged_copy import (
 from tasks.postgres.restore.superseded import SupersededDatabase, find_superseded, read_writes
 from tasks.postgres.restore.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 from tasks.postgres.server.properties import Properties, read_properties
-from tasks.postgres.server.server import Server, find_obstacles, has_own_types, read_identity, read_server
+from tasks.postgres.server.server import Identity, Server, find_obstacles, has_own_types, read_identity, read_server
 
 NEWEST = "newest"
 
@@ -80,7 +80,7 @@ def choose(
         source = restore_steps.without_accepted(report, env, found.source, accept)
         report.fail_if_critical()
         return RestorableDatabase(found.name, source, _properties(env), found.estimate_bytes, None, found)
-    backup = restore_steps.choose_backup(report, env, wanted, which)
+    backup = restore_steps.choose_backup(report, env, wanted, which, failed_too=bool(accept))
     content = content_in(backup)
     report.require(
         "content of the backup",
@@ -164,23 +164,12 @@ def choose_superseded(
     chosen = [old for old in found if kept in (NEWEST, old.name)]
     if not chosen:
         names = ", ".join(old.name for old in found[:5])
-        hint = f"choose one of these, newest first: {names}" if names else _undo_of_cluster(env)
+        otherwise = "run undo-full-restore if a recovery replaced the whole cluster; otherwise nothing is kept"
+        hint = f"choose one of these, newest first: {names}" if names else otherwise
         raise OpsError(f"there is no replaced database “{kept[:80]}”", hint)
     report.fact("database to swap back", chosen[0].name)
     report.pin("kept", chosen[0].name)
     return chosen[0]
-
-
-def _undo_of_cluster(env: Environment) -> str:
-    """The next step where no database was replaced: a recovery may have replaced the whole cluster."""
-    live = Path(env.postgres.data_directory)
-    old = sorted(live.parent.glob(f"{live.name}.superseded_*")) if env.postgres.data_directory else []
-    if not old:
-        return "no restore has replaced a database here"
-    return (
-        f"a recovery replaced the whole cluster: to undo it, stop the services, move {live} away, rename {old[-1]} to "
-        "it, and start the services; writes since that recovery are lost"
-    )
 
 
 def act(env: Environment, into: str) -> Act:
@@ -219,15 +208,16 @@ def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, i
 SWAP_SECONDS = 0.2
 
 
-def _effect(env: Environment, chosen: RestorableDatabase, into: str) -> Effect:
+def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Identity) -> Effect:
     if into:
         return Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
     name = env.postgres.database
+    undo = "undo-restore" if live.oid else NoUndo(f"{name} is missing, so nothing of it is kept")
     if chosen.backup:
         taken = chosen.backup.manifest.taken
-        return Effect(back_to(name, taken), "undo-restore", (Loss.everything_since(name, taken),), SWAP_SECONDS)
+        return Effect(back_to(name, taken), undo, (Loss.everything_since(name, taken),), SWAP_SECONDS)
     loss = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
-    return Effect(f"{name} is replaced by {chosen.name}", "undo-restore", (loss,), SWAP_SECONDS)
+    return Effect(f"{name} is replaced by {chosen.name}", undo, (loss,), SWAP_SECONDS)
 
 
 def prove(
@@ -316,14 +306,15 @@ def restore_database(
         judge_commits(report, env)
         plan_restore(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)
-        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into))
+        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into, live))
         untouched = (
             f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
         )
         report.state_is(untouched, "fix the findings above, then run this again")
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
-            copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
+            with restore_steps.noting_failure(report, chosen.backup):
+                copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
             proven = prove(report, env, chosen, copy, into, strict=strict)
             ready = restore_steps.ready_database(report, env, copy, workers, after=proven)
             if into:
@@ -355,6 +346,10 @@ def _report_swap(
         "do not restore again: that would lose the writes since"
         + (f". To go back, run undo-restore with kept={swapped.kept}" if swapped.kept else ""),
     )
+    if swapped.kept:
+        report.undo_is(Next("undo-restore", "", {"kept": swapped.kept}))
+    else:
+        report.fact("undo", "none: there was no database before, so nothing is kept")
     restore_steps.advance(report, permit, env, swapped.kept, wanted=advance)
     judge_loss(report, env, chosen)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")

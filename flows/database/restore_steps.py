@@ -11,7 +11,7 @@ from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
 from runbook import metrics
-from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report, Status
@@ -66,16 +66,17 @@ def choose_backup(
     *,
     of: str = "",
     needed: store.Needed | None = None,
+    failed_too: bool = False,
 ) -> Backup:
     """The backup that the operator named, its files compared with its manifest. `of`: another environment's backup;
-    `needed` chooses the files that are read.
+    `needed` chooses the files that are read; `proving`: to verify it.
 
     Raises:
         OpsError: there is none.
         RunbookFailed: it is damaged; the finding names the backup before it and the additional loss.
     """
-    backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed)
-    if not backup.verified:
+    backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed, failed_too=failed_too)
+    if not backup.verified and not backup.failed:
         report.fact("verified", f"{backup.name} was not yet; this run proves its own restore")
     if backup.broken:
         hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
@@ -257,6 +258,18 @@ def swapping(report: Report) -> Iterator[None]:
             "the swap was interrupted: the restored database is live, or nothing was changed",
             "run undo-restore with an empty confirm: its plan names the replaced database if the swap was made",
         )
+        raise
+
+
+@contextmanager
+def noting_failure(report: Report, backup: Backup | None) -> Iterator[None]:
+    """Note that a backup does not restore: the next plan takes an older one, or restores it with exceptions
+    (`accept`)."""
+    try:
+        yield
+    except (VerificationFailed, RunbookFailed) as error:
+        if backup:
+            store.mark_failed(report, backup, error.message)
         raise
 
 

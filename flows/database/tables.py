@@ -117,7 +117,8 @@ def restore_tables(
                 copies = [pair.wanted for pair in pairs]
                 filled = fill_tables(permit, env.postgres, chosen, scratch, copies, workers, accepted)
                 whole = read_sums.after(filled)(env.postgres, scratch.database, list(map(compared_whole, copies)))
-                prove(report, wanted, whole)
+                with restore_steps.noting_failure(report, chosen):
+                    prove(report, wanted, whole)
                 found = read_sums.after(whole)(env.postgres, scratch.database, copies)
                 wanted = list(zip(pairs, found, strict=True))
                 order = TableOrder(ties, free_stamp(env.postgres), chosen.name)

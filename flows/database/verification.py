@@ -49,7 +49,7 @@ def verify_database(
         OpsError: there is no such backup.
         RunbookFailed: it is damaged, or differs from its manifest.
     """
-    chosen = restore_steps.choose_backup(report, env, wanted, source, kind)
+    chosen = restore_steps.choose_backup(report, env, wanted, source, kind, failed_too=True)
     drop_scratch(env.postgres)  # of a killed run
     with _prepared(env, chosen, jobs) as private:
         server = read_server(env.postgres)

@@ -17,6 +17,7 @@ from tasks.backups.retention import RetentionRule, read_store
 from tasks.cluster.content import cluster_in
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
+from tasks.wal.branch import timeline_in_use
 
 
 def find_prunable_wal(
@@ -35,7 +36,9 @@ def find_prunable_wal(
     kept = [backup for backup in stored.backups if backup.name not in names]
     found = list[OldWal]()
     for system in sorted({cluster_in(backup).system for backup in kept}):
-        old = find_old_wal(archive_of(env, which, system), system, kept, rule.window)
+        archive = archive_of(env, which, system)
+        in_use = timeline_in_use(env, archive, archive.listing(), system)
+        old = find_old_wal(archive, system, kept, rule.window, in_use)
         old = replace(old, doomed=tuple(limit_unattended(report, env, "files of WAL", old.doomed, old.of)))
         if old.doomed:
             report.plan("delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)

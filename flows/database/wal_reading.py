@@ -18,6 +18,7 @@ from tasks.stores.directory import told
 from tasks.wal.archive.archive import Archive, timeline_in
 from tasks.wal.archive.continuity import Link, chain_from
 from tasks.wal.archive.destinations import archive_of
+from tasks.wal.branch import timeline_in_use
 from tasks.wal.format.names import lsn_text
 from tasks.wal.reading.decode import Reader, copies_of, mark_damaged, replace_damaged
 
@@ -65,7 +66,8 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
         with tempfile.TemporaryDirectory(prefix=".wal-", dir=spool) as directory:
             archive = archive_of(env, source, content.system, backup.manifest.environment)
             listing = archive.listing()
-            history = timeline_in(archive, listing)
+            of = backup.manifest.environment
+            history = timeline_in_use(env, archive, listing, content.system, of=of)
             if not is_on(history, content):
                 history = timeline_in(archive, listing, content.timeline)
             chain = chain_from(listing, history, content.stop, content.segment_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from blocks.postgres.server import Postgres
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.point.target import FoundTarget
+from flows.recovery.point.target import FoundTarget, before_drops
 from flows.store import store_for
 from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
@@ -19,13 +19,22 @@ from runbook.report import Report
 from runbook.units import counted, duration
 from tasks.backups.catalogue import Backup, find_backup
 from tasks.cluster.catalog import databases_in
-from tasks.cluster.target import Stop
+from tasks.cluster.target import Stop, find_stop_at
 from tasks.host.disk import is_here
 from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.tables.emptied import EmptiedTables, find_emptied_tables
-from tasks.postgres.tables.filenodes import read_database_oid
+from tasks.postgres.tables.filenodes import FiledDatabase, find_filed_database
 from tasks.wal.format.names import lsn_text
-from tasks.wal.reading.destruction import Destruction, Files, WalDefinitions, begin_of, find_emptied, read_definitions
+from tasks.wal.format.pages import Files
+from tasks.wal.reading.destruction import (
+    DatabaseRow,
+    Destruction,
+    WalDefinitions,
+    find_emptied,
+    find_mark,
+    read_definitions,
+)
+from tasks.wal.reading.transactions import End
 from tasks.wal.reading.waldump import Commit
 
 MOST_SHOWN = 5
@@ -35,17 +44,28 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class DatabaseAtEnd:
-    """The application's database at the end of its WAL, by the live server or by a copy that replayed all WAL. `oid`: 0
-    if it does not exist."""
+    """The application's database at the end of its WAL, by the live server or by a copy that replayed all WAL."""
 
-    oid: int
+    database: FiledDatabase
     emptied: EmptiedTables
+
+    @property
+    def oid(self) -> int:
+        """Its OID; 0 if it does not exist."""
+        return self.database.oid
+
+    @property
+    def invalid(self) -> bool:
+        """Whether an interrupted DROP DATABASE marked it as invalid."""
+        return self.database.invalid
 
     @property
     def destroyed(self) -> str:
         """What is missing; "" if nothing is."""
         if not self.oid:
             return "the database does not exist"
+        if self.invalid:
+            return "the database is invalid: a DROP DATABASE was interrupted"
         return self.emptied.text if self.emptied.empty or self.emptied.missing else ""
 
 
@@ -99,8 +119,10 @@ def read_end(postgres: Postgres, database: str, tables: Collection[str]) -> Data
     Raises:
         OpsError, Unreachable: it does not answer.
     """
-    oid = read_database_oid(postgres, database)
-    return DatabaseAtEnd(oid, find_emptied_tables(postgres, database, tables) if oid else EmptiedTables({}, ()))
+    found = find_filed_database(postgres, database)
+    if not found.oid or found.invalid:
+        return DatabaseAtEnd(found, EmptiedTables({}, ()))
+    return DatabaseAtEnd(found, find_emptied_tables(postgres, database, tables))
 
 
 def read_live_end(env: Environment, system: int, tables: Collection[str]) -> DatabaseAtEnd | None:
@@ -134,43 +156,70 @@ def find_target(
     files = [(link.segment, directory / link.segment.name) for link in found.links]
     if not files or before == NONE:
         return WalTarget(latest)
-    oids = {end.oid} if end and end.oid else set[int]()
-    definitions = read_definitions(env.postgres, files, oids, origin.content.stop)
     if before:
-        return _chosen(found.commits, before)
+        return _chosen(env, origin, found, files, before)
+    oids = {end.oid} if end and end.oid else set[int]()
+    newest = found.newest.lsn if found.newest else 0
+    definitions = read_definitions(env.postgres, files, oids, origin.content.stop, newest)
     if end is None:
         _show_drops(report, definitions)
         return WalTarget(latest)
+    if end.invalid:
+        return _interrupted(env, origin, found, files, end.database)
     if end.oid:
         destroyed = _emptied(report, env, origin, files, definitions, tables, end, rejected)
     else:
         destroyed = _dropped(env, definitions, rejected)
     if destroyed is None:
         return WalTarget(latest)
-    begin = begin_of(env.postgres, files, destroyed) if destroyed.statement == "DROP DATABASE" else destroyed.end.lsn
-    return _before(found.commits, replace(destroyed, begin=begin))
+    return _before(env, origin, found, files, destroyed)
 
 
-def _chosen(commits: Sequence[Commit], before: str) -> WalTarget:
+def _chosen(env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, before: str) -> WalTarget:
     if not before.strip().isdecimal():
         raise OpsError(f"before is “{before[:40]}”", "give a transaction ID, none, or nothing")
     xid = int(before) & 0xFFFFFFFF
-    one = next((commit for commit in commits if commit.xid == xid), None)
+    one = next((commit for commit in found.commits if commit.xid == xid), None)
     if one is None:
         raise OpsError(f"transaction {before} is not in the WAL after the base backup", "give another transaction ID")
-    return _stop_at(commits, one.lsn)
+    return _stop_before(env, origin, found, files, one)
 
 
-def _before(commits: Sequence[Commit], destroyed: Destruction) -> WalTarget:
-    found = _stop_at(commits, destroyed.begin)
-    return WalTarget(found.stop, destroyed, max(found.given_up - 1, 0))
+def _before(
+    env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, destroyed: Destruction
+) -> WalTarget:
+    one = next(commit for commit in found.commits if commit.lsn == destroyed.end.lsn)
+    target = _stop_before(env, origin, found, files, one)
+    return WalTarget(target.stop, replace(destroyed, begin=target.stop.lsn), max(target.given_up - 1, 0))
 
 
-def _stop_at(commits: Sequence[Commit], lsn: int) -> WalTarget:
-    earlier = [commit for commit in commits if commit.lsn < lsn]
-    later = [commit for commit in commits if commit.lsn >= lsn]
-    stop = Stop(lsn, False, earlier[-1] if earlier else None, later[0] if later else None)
-    return WalTarget(stop, None, len(later))
+def _interrupted(
+    env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, database: FiledDatabase
+) -> WalTarget:
+    """Just before the mark of a DROP DATABASE that did not commit.
+
+    Raises:
+        VerificationFailed: the WAL does not have it.
+    """
+    content, newest = origin.content, found.newest.lsn if found.newest else 0
+    there = [one for one in files if one[0].end > content.stop]
+    row = DatabaseRow(f"1664/0/{database.file}", database.block, database.off)
+    begin = find_mark(env.postgres, there, row, newest)
+    if begin < content.stop:
+        raise VerificationFailed(
+            f"the database is invalid, and the WAL after {origin.backup.name} does not show since when",
+            "use an older base backup (backup=…) or a dump (method=dump): a DROP DATABASE was interrupted before",
+        )
+    target = find_stop_at(found.commits, begin)
+    at = target.before.at if target.before else content.stopped
+    end = End(0, begin, at, committed=False)
+    given_up = sum(one.lsn >= begin for one in found.commits)
+    return WalTarget(target, Destruction("DROP DATABASE", end, begin, database.oid), given_up)
+
+
+def _stop_before(env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, one: Commit) -> WalTarget:
+    stop = before_drops(env, origin, find_stop_at(found.commits, one.lsn), found.commits, files)
+    return WalTarget(stop, None, sum(commit.lsn >= stop.lsn for commit in found.commits))
 
 
 def _show_drops(report: Report, definitions: WalDefinitions) -> None:
@@ -225,6 +274,7 @@ def _emptied(
         missing,
         tables.rows,
         origin.content.stop,
+        definitions.newest,
     )
     found = [one for one in found if one.end.xid not in rejected]
     rest = [*end.emptied.empty, *missing]

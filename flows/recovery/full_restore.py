@@ -56,6 +56,7 @@ def full_restore(
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     databases: list[str] = [],  # noqa: B006 (likewise)
     before: str = "",
+    timeline: Annotated[int, Field(ge=0, le=1_000_000)] = 0,
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -74,8 +75,8 @@ def full_restore(
 
     Three phases. Build: it restores staged copies of all three, compares them with their manifests, checks the
     expectations and migrates. Nothing live is touched; a copy that fails its proof ends the run. Swap: it replaces all
-    three by rename, and keeps the replaced data (undo-restore, discard-superseded). Start: it starts the services in
-    order, then runs the health check, the expectations and the smoke checks of [application].
+    three by rename, and keeps the replaced data (its report names the undo; discard-superseded deletes it). Start: it
+    starts the services in order, then runs the health check, the expectations and the smoke checks of [application].
 
     The plan judges everything that the confirmed run needs: privileges, locale, extensions, log-ins, service names, the
     migrations' scripts. What would fail later fails in the plan.
@@ -84,9 +85,12 @@ def full_restore(
     the run ends before the swap.
 
     A Redis master that serves all of its data is kept as it serves: it is neither stopped nor restored. If it is dead,
-    its own files, a replica or the backup restores it, by the least known loss (the plan lists them). A copy from which
-    a command deleted most keys, and a master that restarted without its data, are taken only if `redis_source` names
-    them. `redis_source=backup` sets Redis back to its backup.
+    its own files, a replica or the backup restores it, by the least known loss (the plan lists them). If nothing shows
+    that a surviving copy has less than that source, the plan ends and names the copy: `redis_source` decides. A copy
+    from which a command deleted most keys, and a master that restarted without its data, are taken only if
+    `redis_source` names them. `redis_source=backup` sets Redis back to its backup. A Redis that serves and that nothing
+    restores is not stopped. Clients find the restored master at once; a replica that does not follow is named
+    (reattach-redis).
 
     Live files are kept too if none of the backup's entries is missing or was altered without being written.
     `files_source=backup` sets them back to their backup.
@@ -117,6 +121,7 @@ def full_restore(
         databases: Other databases of the same cluster that may go back too. Empty: restore only the application's
             database
         before: Restore to just before this transaction (none: to the end of the WAL). Empty: decided automatically
+        timeline: Timeline to follow. 0: the one in use
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
         confirm: Type the environment's name to carry it out. Empty: only show the plan
@@ -141,7 +146,7 @@ def full_restore(
         permit, latest = None, report.pin_question(ASKED, backup) == LATEST
         given = ClusterParameters(
             *(method, backup, latest, source, without, stop_services, strict, databases, before, redis_source),
-            *(files_source, workers, advance, accept),
+            *(files_source, workers, advance, accept, timeline),
         )
         if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
             plan_cluster(report, env, restore, given)
@@ -155,9 +160,7 @@ def full_restore(
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
             choose.pin(report, env, chosen, up=found.presence == "up")
-            permit = report.permit(
-                *chosen.acts(env), effect=choose.effect(report, env, chosen, up=found.presence == "up")
-            )
+            permit = report.permit(*chosen.acts(env), effect=choose.effect(report, env, chosen, found.presence))
         report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
@@ -169,7 +172,7 @@ def full_restore(
                 services.stop()
             if survivor:
                 services.stop_redis()
-            chosen = choose.captured(report, permit, env, chosen)
+            chosen = choose.captured(report, permit, env, chosen, services.redis_live)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)
@@ -196,6 +199,7 @@ def main() -> int:
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--databases", nargs="*", default=[], help="other databases that may be set back too")
     parser.add_argument("--before", default="", help="a transaction ID to stop before, or none: the end of the WAL")
+    parser.add_argument("--timeline", type=int, default=0, help="the timeline to follow; 0 is the one in use")
     add_confirmation(parser)
     return launch(full_restore, vars(parser.parse_args()))
 

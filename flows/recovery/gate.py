@@ -35,7 +35,8 @@ from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.archive.archive import timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from
 from tasks.wal.archive.fetch import fetch
-from tasks.wal.format.names import Timeline, lsn_of, lsn_text
+from tasks.wal.discarded import parted_at
+from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.committed import Committed, count_by_database, read_committed
 from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.supply import read_supply
@@ -271,20 +272,8 @@ def _live_chain(fenced: FencedServer, copy: Copy) -> tuple[Chain, int]:
     live = timeline_in(origin.archive, listing, fenced.timeline) if fenced.timeline else own
     if fenced.system and fenced.system != origin.content.system:
         raise OpsError(f"the live server is another cluster: its system identifier is {fenced.system}")
-    begin = min(copy.end, _fork(own, live))
+    begin = min(copy.end, parted_at(own, live))
     return chain_from(listing, live, begin, origin.content.segment_bytes), begin
-
-
-def _fork(one: Timeline, other: Timeline) -> int:
-    """The LSN up to which two histories are the same.
-
-    Raises:
-        OpsError: they have no timeline in common.
-    """
-    for number in (one.number, *(tli for tli, _ in reversed(one.ancestors))):
-        if (left := other.left_at(number)) is not None:
-            return min(left, one.left_at(number) or left)
-    raise OpsError(f"the copy is on timeline {one.number}, the live server on {other.number}, without a common history")
 
 
 def _read(env: Environment, copy: Copy, chain: Chain, begin: int) -> tuple[list[Committed], int]:

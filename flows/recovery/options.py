@@ -28,7 +28,7 @@ from flows.recovery.destruction import (
 )
 from flows.recovery.point import choice
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.point.target import FoundTarget, find_in_wal
+from flows.recovery.point.target import FoundTarget, find_in_wal, report_prepared
 from flows.recovery.restore_option import (
     DUMP_RATIO,
     LOGICAL,
@@ -36,7 +36,7 @@ from flows.recovery.restore_option import (
     Replay,
     RestoreOption,
 )
-from flows.store import store_for
+from flows.store import judge_drops, report_failed, store_for
 from runbook.errors import (
     LockLost,
     LossExceeded,
@@ -105,7 +105,8 @@ class RestoreOptions:
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
     transactions that a copy showed not to be the ones that destroyed data. `others`: databases of the cluster that must
     not be set back: the application's is taken out of the recovered cluster. `loss`: by the chosen one. `live_end`: the
-    live database, when its server answered last."""
+    live database, when its server answered last. `timeline`: the one that WAL follows; 0: the one in use.
+    `acknowledged`: the LSN that the archive must reach (`choice.ship`)."""
 
     report: Report
     env: Environment
@@ -121,6 +122,8 @@ class RestoreOptions:
     loss: Loss = field(default_factory=Loss)
     live_end: DatabaseAtEnd | None = None
     others: Sequence[str] = ()
+    timeline: int = 0
+    acknowledged: int = 0
 
     @property
     def asked(self) -> str:
@@ -168,6 +171,9 @@ class RestoreOptions:
                 self._judge_gap(option)
                 if option.replay:
                     report_target(self.report, option.replay.target, option.replay.found.newest)
+                    if self.in_place:
+                        self.report.pin("timeline", option.replay.origin.chain.timeline.number)
+                    report_prepared(self.report, option.replay.found, option.replay.stop)
                 return option
             self.tried.add(option.backup.name)
 
@@ -298,7 +304,9 @@ class RestoreOptions:
         """The base backup with its WAL, in a new instance, or in the one that is `built` already."""
         report, env = self.report, self.env
         of = "" if self.in_place else self.source
-        origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
+        origin = choice.choose_origin(
+            *(report, env, NEWEST, name, self.timeline, self.stores), of=of, acknowledged=self.acknowledged
+        )
         judge_version(report, env, origin.backup)
         extracted_bytes = (self.database_bytes or origin.content.bytes) if self.others else 0
         if not building:  # it uses that space already
@@ -375,6 +383,8 @@ class RestoreOptions:
                 f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"
             )
         newest = max(chosen, key=lambda one: one.manifest.taken)
+        report_failed(self.report, max(own, key=lambda one: one.manifest.taken), newest)
+        judge_drops(self.report, newest)
         return [RestoreOption(newest, newest.manifest.taken)]
 
 

@@ -92,6 +92,8 @@ class RestoreOption:
         lost = max((newest - self.newest).total_seconds(), 0.0)
         if not self.replay:
             return f"{lost:,.1f} s"
+        if self.replay.origin.unread:
+            return "unknown"
         given_up = self.replay.target.given_up
         return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 

@@ -11,12 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from blocks.redis.server import Redis
+from flows.redis.backup import keep_live
 from flows.redis.restore.steps import put_back
+from flows.restart import start_again
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.report import Report
-from tasks.host.services import Started, read_services, start_services, stop_services
+from tasks.host.services import Started, read_services, stop_services
+from tasks.redis.restore.live import LiveRedis, require_judged
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
@@ -49,14 +54,14 @@ class StoppedServices(abc.ABC):
         self.stopped_at = datetime.now(UTC)
 
     def start_again(self) -> None:
-        """Start what ran. A failure here must not hide the error that led here."""
-        try:
-            self._start_again()
-        except OpsError as error:
-            self.report.fail("services started again", error.hint, value=error.message)
+        """Start those that were found running, and report which run. A failure here must not hide the error that led
+        here."""
+        roles = [role for role in self._starting_order() if role in self.running]
+        if not start_again(self.report, self.env.services, roles):
+            commands = "; ".join(self.env.services.start_command(role) for role in roles)
             self.report.state_is(
                 "nothing live was replaced; services were stopped, and not all of them run again",
-                f"start {', '.join(self.running)} by hand, then run this again",
+                f"start them ({commands}), then run this again",
             )
 
     @abc.abstractmethod
@@ -64,8 +69,8 @@ class StoppedServices(abc.ABC):
         """Stop them, in order."""
 
     @abc.abstractmethod
-    def _start_again(self) -> None:
-        """Start those that were found running."""
+    def _starting_order(self) -> Sequence[str]:
+        """Every role that may have been stopped, in the order of the start."""
 
 
 @contextlib.contextmanager
@@ -103,9 +108,8 @@ class ClusterServices(StoppedServices):
         order += [env.postgres.service, *([receiver] if receiver in env.services.names else [])]
         self.last = stop_services.after(self.last)(env.services, order)
 
-    def _start_again(self) -> None:
-        order = dict.fromkeys([self.env.postgres.service, *replication_roles(self.env), *START_ORDER])
-        start_services(self.env.services, [role for role in order if role in self.running])
+    def _starting_order(self) -> Sequence[str]:
+        return list(dict.fromkeys([self.env.postgres.service, *replication_roles(self.env), *START_ORDER]))
 
 
 def read_cluster_services(report: Report, env: Environment) -> ClusterServices:
@@ -125,15 +129,20 @@ def replication_roles(env: Environment) -> list[str]:
 @dataclass
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
-    serving. `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
-    `undo`: how to return to the replaced data."""
+    serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
+    `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
+    `redis_live`: the server as it was judged, then as it was just before its stop; None: its data is not replaced.
+    `undo`: the runbooks that return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
+    stops_redis: bool = True
+    other_master: Redis | None = None
     redis_replaced: Path | None = None
     redis_stopping: bool = False
-    undo: str = ""
+    redis_live: LiveRedis | None = None
+    undo: list[Next] = field(default_factory=list)
 
     def _stop(self) -> None:
         """In the manual's order."""
@@ -141,21 +150,38 @@ class SystemServices(StoppedServices):
         self.last = stop_services.after(self.last)(self.env.services, roles)
 
     def stop_redis(self) -> None:
-        """Stop Redis once, proven stopped: later than its clients, because a migration may need it."""
-        if self.redis_stopping or self.redis_kept or not self.env.has("redis"):
+        """Stop Redis once, proven stopped: later than its clients, because a migration may need it.
+
+        Raises:
+            LossExceeded: it is not the server that was judged. Nothing of it was replaced.
+        """
+        if self.redis_stopping or not self.stops_redis:
             return
+        if self.redis_live:
+            self.last = self.redis_live = require_judged.after(self.last)(self.env.redis, self.redis_live)
         self.redis_stopping = True
+        if self.other_master:
+            kept = keep_live(self.report, self.env, self.other_master).name
+            name = f"undo for the data of {self.other_master.address}"
+            self.report.fact(name, f"restore-redis with backup={kept}")
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory
             self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)
         self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
 
-    def _start_again(self) -> None:
-        start_services(self.env.services, [role for role in START_ORDER if role in self.running])
+    def _starting_order(self) -> Sequence[str]:
+        return START_ORDER
+
+    def start_again(self) -> None:
+        """Start those that were found running, and reattach Redis's replicas and Sentinels."""
+        super().start_again()
         # If another server is the master, it has been detached, and serves nobody until it is attached again.
         others = self.topology and self.topology.master not in ("", self.topology.own)
         if self.redis_stopping and self.topology and ("redis" in self.running or others):
-            put_back(self.report, self.env, self.permit, self.topology)
+            try:
+                put_back(self.report, self.env, self.permit, self.topology)
+            except OpsError as error:
+                self.report.fail("replicas and Sentinels reattached", error.hint, value=error.message)
 
     def may_have_swapped(self, part: str, left: Sequence[str]) -> None:
         """It is unknown whether `part` was swapped: the services stay stopped, and the next run restores everything."""
@@ -166,9 +192,11 @@ class SystemServices(StoppedServices):
             f"run it again with confirm={self.env.name}: it restores everything from the start",
         )
 
-    def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
-        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped."""
+    def has_swapped(self, part: str, kept: object, left: Sequence[str], undo: Next | None = None) -> None:
+        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped;
+        `undo`: the runbook that returns to `kept`."""
         self.swapped.append(part)
+        self.undo += [undo] if kept and undo else []
         self.kept += [str(kept)] if kept else []
         kept_data = f"the replaced data is kept: {', '.join(self.kept) or 'there was none'}"
         if left:
@@ -181,5 +209,5 @@ class SystemServices(StoppedServices):
             self.report.state_is(
                 f"the backups' data is live, proven; {kept_data}",
                 "fix the findings above and start the services. Restoring again would lose what was written since. "
-                + self.undo,
+                + (f"To go back, run {', '.join(map(str, self.undo))}" if self.undo else "Nothing is kept: no undo"),
             )

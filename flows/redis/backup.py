@@ -25,6 +25,8 @@ from tasks.redis.backup.live_aof import AofCopy, put_rewrites_back, read_aof_byt
 from tasks.redis.backup.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network
 from tasks.redis.backup.snapshot import Snapshot, SnapshotSource, read_manifest, read_source, snapshot
 from tasks.redis.content.manifest import RedisContent
+from tasks.redis.position import POSITION, read_position
+from tasks.redis.restore.final_save import has_lost_directory
 from tasks.redis.restore.network import find_leftover, still_follows
 from tasks.redis.sentinels import read_sentinels, require_master
 from tasks.redis.topology.topology import is_own
@@ -138,8 +140,9 @@ def keep_live(report: Report, env: Environment, block: Redis) -> Backup:
 
 
 def _is_here(env: Environment, block: Redis) -> bool:
-    """Whether the server's files are on this host. The Sentinels can name another master than the configured one."""
-    return not env.redis.remote and is_own(env.redis, block.address)
+    """Whether the server can save to files on this host. The Sentinels can name another master than the configured
+    one."""
+    return not env.redis.remote and is_own(env.redis, block.address) and not has_lost_directory(block)
 
 
 def _source(env: Environment, block: Redis, store: Store) -> SnapshotSource:
@@ -262,6 +265,8 @@ def seal(
     name, directory = publishing.begin(store, "redis", env.name, env.zone)
     taken, content = work(directory)
     require_master(env.redis, address, waived=True)
+    position = read_position(env.redis.at(address), taken.taken)
+    known = {POSITION: {"id": position.replid, "offset": position.offset}} if position else {}
     sealed = Manifest(
         kind="redis",
         name=name,
@@ -271,7 +276,7 @@ def seal(
         host=socket.gethostname(),
         tool=content.server_version,
         files=sums_of(directory),
-        content=content.model_dump(mode="json") | {"not_copied": list(taken.not_copied), **(notes or {})},
+        content=content.model_dump(mode="json") | {"not_copied": list(taken.not_copied), **known, **(notes or {})},
     )
     return publishing.publish(store, directory, sealed)
 

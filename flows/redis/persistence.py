@@ -144,6 +144,7 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     with runbook("Backup Redis", env, changes=True) as report:
         backup = take(report, env, stores.store_for(env, "redis"), kind)
         report_results(report, backup)
+        stores.judge_shrunk(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
@@ -168,16 +169,21 @@ def restore_redis(
     What it changes: it builds a staged copy next to the data directory and proves it on a scratch server against the
     backup's manifest. Then it stops the service, swaps the two directories by rename, starts the service and verifies
     it. With an empty confirm it shows the plan and changes nothing. Writes after the backup's snapshot are lost. Keys
-    under drop_prefixes are left out, because the application creates them again. Undo: undo-restore-redis; the old data
-    is kept as `<data directory>.superseded_<time>`.
+    under drop_prefixes are left out, because the application creates them again. The server starts with the settings
+    and users of its files: the plan names those that only run. Undo: undo-restore-redis; the old data is kept as `<data
+    directory>.superseded_<time>`. Without an AOF it is saved and proven before the stop; if that fails, nothing stops.
 
     With `prefixes` only keys that begin with them are restored, one by one, while the server keeps serving. If the
     server's files are on another host ([redis] remote), the data is replicated from a temporary server, or copied key
     by key. In both cases the live data is first kept as a backup, which the report names as the undo. Afterwards every
     key is compared with the backup; keys that clients wrote meanwhile are listed separately.
 
-    If the master is dead and a replica or its own files survive, the plan reports which loses less. `redis_source`
-    takes it: its data is backed up and proven first. A copy from which a command deleted keys is reported.
+    If the master is dead and a replica or its own files survive, the plan reports which loses less, or may lose less.
+    `redis_source` takes it: its data is backed up and proven first. A copy from which a command deleted keys is
+    reported. Files are judged by their content and times, a replica by its replication offset.
+
+    If the server has restarted since the run judged it, or was down and answers again, the run ends with nothing
+    replaced.
 
     A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest can be restored too, as unproven. Evidence:
     the table of expected and found keys in each database, and how many keys the live server loaded.
@@ -210,6 +216,7 @@ def restore_redis(
             pin_redis(report, env.redis, replaced=True)
             effect = methods.effect(report, env, chosen.backup, prefixes)
             restore.run(report.permit(*restore.acts, effect=effect))
+        report.loses(methods.loss(chosen.backup, prefixes))
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)

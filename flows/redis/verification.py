@@ -20,7 +20,7 @@ def verify_redis(report: Report, env: Environment, wanted: str, source: Stores) 
         OpsError: there is no backup, or this server program cannot load it.
         RunbookFailed: it is damaged, or differs from its manifest.
     """
-    backup = choose_backup(report, env, "redis", wanted, source)
+    backup = choose_backup(report, env, "redis", wanted, source, failed_too=True)
     report.fail_if_critical()
     started = time.monotonic()
     comparison = prove_backup(env.redis, backup)

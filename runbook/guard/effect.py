@@ -15,21 +15,31 @@ from runbook.units import about, rounded
 
 
 @dataclass(frozen=True)
+class NoUndo:
+    """Why nothing undoes a change: a clause."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Effect:
     """What is done, what is lost, how long the system is down, and what undoes it.
 
     `what`: a clause. `lost`: the losses of the parts that are replaced, or a clause about what is deleted; "" where
     nothing is. `down`: an estimate of the seconds for which the system is down, NaN where it is unknown; a clause where
-    only a part of it waits. `undo`: the runbook that undoes it, or how; "" where nothing does.
+    only a part of it waits. `undo`: the runbook that undoes it, or how; "" or why, where nothing does.
     """
 
     what: str
-    undo: str | Next
+    undo: str | Next | NoUndo
     lost: str | tuple[Loss, ...] = ""
     down: float | str = 0.0
 
     def __str__(self) -> str:
-        undo = f"undo: {self.undo}" if self.undo else "cannot be undone"
+        if isinstance(self.undo, NoUndo):
+            undo = f"no undo: {self.undo.why}"
+        else:
+            undo = f"undo: {self.undo}" if self.undo else "cannot be undone"
         lost = self.lost if isinstance(self.lost, str) else losses_text(self.lost)
         return "; ".join((self.what, lost or losses_text(()), self._down, undo))
 

@@ -20,7 +20,7 @@ class Loss:
     `part`: its name ("app_db", "Redis", "the files"). `count`: lost `unit`s; None: not counted. `since`: everything
     written after it is lost. `unknown`: why neither is known. `first`, `last`: the times of the first and the last lost
     one; `by`: how many, by database. `as_of`: when a plan counted; what is written later is lost too. `later`: how many
-    of them were written after the plan.
+    of them were written after the plan. `at_most`: not all of the writes after `since` need be lost.
     """
 
     part: str = ""
@@ -33,6 +33,12 @@ class Loss:
     by: Mapping[str, int] = field(default_factory=dict)
     as_of: datetime | None = None
     later: int = 0
+    at_most: bool = False
+
+    @classmethod
+    def at_most_since(cls, part: str, moment: datetime) -> Loss:
+        """No write of before `moment`, and perhaps not all later ones either."""
+        return cls(part, None, since=moment, at_most=True)
 
     @classmethod
     def everything_since(cls, part: str, moment: datetime, count: int | None = None, unit: str = "commit") -> Loss:
@@ -58,7 +64,8 @@ class Loss:
         if self.since is not None:
             age = rounded(max((clock.now() - self.since).total_seconds(), 0))
             number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
-            return f"writes{of} of the last {age} are lost{number}"
+            most = "at most the " if self.at_most else ""
+            return f"{most}writes{of} of the last {age} are lost{number}"
         if not self.count and self.as_of is None:
             return f"nothing{of} is lost"
         known = f"{counted(self.count or 0, self.unit)}{of} {'is' if self.count == 1 else 'are'} lost{self._span}"

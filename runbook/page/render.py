@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from runbook import clock
 from runbook.language.say import label, say
+from runbook.next import Next
 from runbook.page.form import Forms
 from runbook.page.markdown import before_fence, code, escaped
 from runbook.page.timeline import timeline
@@ -65,15 +66,14 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
 
 def _at_once(report: Report, forms: Forms) -> str:
     """What to do now, what is lost, for how long it was down, how to undo it: as far as the run says so."""
-    bad = [one for one in _worst_first(report) if one.status in (Status.WARN, Status.CRITICAL)]
+    bad = [one for one in report.most_urgent if one.status in (Status.WARN, Status.CRITICAL)]
     todo = next((what for one in bad if (what := _what_to_do(one, forms, report.environment))), "")
     lines = [f"- **{label('do now')}:** {_line(todo)}"] if todo else []
-    lines += [f"- **{label(name)}:** {_shortened(report.facts[name])}" for name in AT_ONCE if name in report.facts]
+    shown = {name: _shortened(report.facts[name]) for name in AT_ONCE if name in report.facts}
+    if report.undo:
+        shown["undo"] = _line(", ".join(forms.next(_spoken(one), report.environment) for one in report.undo))
+    lines += [f"- **{label(name)}:** {text}" for name, text in shown.items()]
     return "\n".join(lines)
-
-
-def _worst_first(report: Report) -> list[Finding]:
-    return sorted(report.findings, key=lambda one: -list(Status).index(one.status))
 
 
 def image(name: str, svg: str) -> str:
@@ -91,7 +91,7 @@ def _plan(report: Report) -> str:
 
 def _findings(report: Report, forms: Forms) -> str:
     """What needs attention as blocks, which fit any width, worst first; what passed is folded."""
-    found = _worst_first(report)
+    found = report.most_urgent
     bad = [one for one in found if one.status is not Status.OK]
     parts = [_block(one, forms, report.environment) for one in bad[:MOST_ROWS]] or [say("Nothing needs attention.")]
     if more := len(bad) - MOST_ROWS:
@@ -113,9 +113,12 @@ def _block(finding: Finding, forms: Forms, environment: str) -> str:
 
 def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
     """The hint, and each runbook to follow as a link to its form."""
-    spoken = (replace(one, why=say(one.why), reminder=say(one.reminder)) for one in finding.follow)
-    named = (forms.next(one, environment) for one in spoken)
+    named = (forms.next(_spoken(one), environment) for one in finding.follow)
     return ". ".join(filter(None, (say(finding.hint).rstrip(".。"), *named)))
+
+
+def _spoken(one: Next) -> Next:
+    return replace(one, why=say(one.why), reminder=say(one.reminder))
 
 
 def _folded(title: str, text: str) -> str:

@@ -58,7 +58,7 @@ class Backup:
     """A backup and its manifest. `path` is the directory of its decrypted files after `verify_files`.
 
     `verified` is the time of the last proven restore, empty if there was none. `failed` is the time of a later failed
-    proof or reading. `broken` are the expectations that its data broke in the last restore.
+    proof or reading, `reason` its cause. `broken` are the expectations that its data broke in the last restore.
     """
 
     path: Path
@@ -67,6 +67,7 @@ class Backup:
     verified: str = ""
     failed: str = ""
     broken: str = ""
+    reason: str = ""
 
     @property
     def name(self) -> str:
@@ -205,16 +206,16 @@ def _backup(store: Store, manifest: Manifest, seal: str | None, note: str | None
     return Backup(path, manifest, store, *_noted(note, seal or ""))
 
 
-def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
-    """When a restore of this manifest was proven or failed, and which rules its data broke. A note that cannot be read
-    must not block a restore."""
+def _noted(note: str | None, seal: str) -> tuple[str, ...]:
+    """When a restore of this manifest was proven or failed, which rules its data broke, and why it failed. A note that
+    cannot be read must not block a restore."""
     try:
         noted = json.loads(note or "")
         if noted.get("seal", seal) != seal:
-            return "", "", ""
-        return str(noted.get("verified", "")), str(noted.get("failed", "")), str(noted.get("rules", ""))
+            return ()
+        return tuple(str(noted.get(key, "")) for key in ("verified", "failed", "rules", "reason"))
     except (OpsError, ValueError, TypeError, AttributeError):
-        return "", "", ""
+        return ()
 
 
 def note_of(name: str) -> str:
@@ -223,11 +224,14 @@ def note_of(name: str) -> str:
 
 
 @probe
-def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str = "") -> Backup:
+def find_backup(
+    store: Store, kind: Kind, wanted: str = LATEST, environment: str = "", *, failed_too: bool = False
+) -> Backup:
     """The backup that an operator means: `latest`, a date `YYYYMMDD` (the newest of that day), or a name.
 
     Several environments may share a store: `latest` and a date choose among this environment's backups. A backup whose
-    manifest cannot be read may be any environment's: if it is the newest, that is an error.
+    manifest cannot be read may be any environment's: if it is the newest, that is an error. One that failed its
+    verification is chosen by its name only, or with `failed_too`.
 
     Raises:
         OpsError: there is none, or it is a backup of something else; the newest ones are named.
@@ -240,13 +244,19 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
     if wanted in there:
         return open_backup(store, wanted)
     day = f"_{wanted}_" if re.fullmatch(r"\d{8}", wanted) else "_" if wanted == LATEST else "nothing"
-    if chosen := _newest(store, [name for name in there if day in name], environment):
+    if chosen := _newest(store, [name for name in there if day in name], environment, failed_too=failed_too):
         return chosen
     known, _ = open_all(store, kind)
     own = sorted(
         (backup for backup in known if environment in ("", backup.manifest.environment)),
         key=lambda backup: backup.manifest.taken,
     )
+    if failed := [one for one in own if one.failed and day in one.name]:
+        raise OpsError(
+            f"every {kind} backup “{wanted[:80]}” in {store.where} failed its verification",
+            f"find another copy (source=copies); to restore one anyway, name it: {failed[-1].name} "
+            f"({failed[-1].reason or 'the reason is not known'})",
+        )
     newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
     others = [backup for backup in known if backup not in own]
     more = f"; name another environment's backup in full, e.g. {others[-1].name}" if others else ""
@@ -255,7 +265,7 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
     )
 
 
-def _newest(store: Store, wanted: Sequence[str], environment: str) -> Backup | None:
+def _newest(store: Store, wanted: Sequence[str], environment: str, *, failed_too: bool) -> Backup | None:
     """The newest of these of one's own: by its name, which tells a time of the environment's zone, and among those of
     some hours by the moment itself, since a clock may be put back. Older ones are not even read.
 
@@ -270,7 +280,7 @@ def _newest(store: Store, wanted: Sequence[str], environment: str) -> Backup | N
         if unreadable and not found:
             return open_backup(store, name)  # which says what is wrong with it
         for backup in opened:
-            if environment in ("", backup.manifest.environment):
+            if environment in ("", backup.manifest.environment) and (failed_too or not backup.failed):
                 found.append(backup)
                 with contextlib.suppress(ValueError):  # a name that is no time: all are read
                     at = datetime.strptime(backup.name.partition("_")[2], STAMP) - PUT_BACK
@@ -281,7 +291,7 @@ def _newest(store: Store, wanted: Sequence[str], environment: str) -> Backup | N
 @probe
 def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -> Backup | None:
     """The backup of another kind, of the same environment, whose snapshot is nearest to a moment; None where there is
-    none. One that cannot be read is passed over, where another can.
+    none. One that cannot be read, or failed its verification, is passed over, where another is there.
 
     Raises:
         VerificationFailed: no manifest can be read: nobody knows whose they are.
@@ -290,9 +300,18 @@ def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -
     found = [backup for backup in known if backup.manifest.environment == environment]
     if not found:
         return open_backup(store, unreadable[-1]) if unreadable else None  # which says what is wrong with it
+    found = [backup for backup in found if not backup.failed] or found
     nearest = min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
     nearest.manifest.whole()
     return nearest
+
+
+def before(backup: Backup, most: int) -> list[Backup]:
+    """The same environment's backups among the `most` before one in the store's list, oldest first."""
+    manifest, store = backup.manifest, backup.store
+    wanted = [name for name in names(store, manifest.kind) if name.partition("_")[2] < backup.name.partition("_")[2]]
+    opened, _ = _open(store, wanted[-most:], _stamps(store))
+    return [one for one in opened if one.manifest.environment == manifest.environment]
 
 
 def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:

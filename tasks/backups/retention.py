@@ -14,13 +14,14 @@ from zoneinfo import ZoneInfo
 
 from blocks.environment import Environment, Stores
 from blocks.places import Keep
-from runbook import clock
+from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups import catalogue
 from tasks.backups.catalogue import KEPT, Backup, note_of
 from tasks.backups.manifest import MANIFEST, Kind
+from tasks.backups.shrinkage import kept_for_drops
 from tasks.cluster.content import needed_by
 from tasks.stores.store import Store, has_place, store_of
 
@@ -36,6 +37,7 @@ class RetentionRule:
 
     keep: Keep
     zone: ZoneInfo
+    shrunk_ratio: float = metrics.BACKUP_SHRUNK.warn
 
     @property
     def window(self) -> timedelta:
@@ -47,7 +49,8 @@ class RetentionRule:
 def rule_of(env: Environment, which: Stores = "backups", **given: int) -> RetentionRule:
     """The rule of a set of stores, from the TOML. `given` replaces single keys of `keep`, but for `AS_TOML`."""
     keep = env.stores(which).keep
-    return RetentionRule(Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML})), env.zone)
+    keep = Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML}))
+    return RetentionRule(keep, env.zone, env.limits[metrics.BACKUP_SHRUNK.name][0])
 
 
 def reasons_to_stay(backups: Sequence[Backup], rule: RetentionRule, now: datetime) -> dict[str, str]:
@@ -55,7 +58,8 @@ def reasons_to_stay(backups: Sequence[Backup], rule: RetentionRule, now: datetim
 
     Everything stays while fewer than `keep.verified` backups are proven, or one is of the future (the clock jumped).
     Nothing newer than the newest proven backup goes: nobody knows whether it restores. The newest verified ones stay
-    beside them: data that breaks its rules must not push out the last that kept them. Ages are counted from the
+    beside them: data that breaks its rules must not push out the last that kept them. So does the last one before
+    tables shrank: emptied data restores and verifies too. Ages are counted from the
     newest backup, so that a clock that jumped ahead, or backups that stopped, make none old.
     """
     ordered = sorted(backups, key=lambda one: one.manifest.taken)
@@ -72,6 +76,8 @@ def reasons_to_stay(backups: Sequence[Backup], rule: RetentionRule, now: datetim
             stays.setdefault(one.name, "newer than the newest verified")
     for name, why in _of_tiers(ordered, rule):
         stays.setdefault(name, why)
+    for drop in kept_for_drops(ordered, rule.keep, rule.shrunk_ratio):
+        stays.setdefault(drop.backup.name, "the last before tables shrank")
     if ordered[0].manifest.kind == "cluster":
         for name in needed_by([one for one in ordered if one.name in stays], ordered):
             stays.setdefault(name, "a later one is incremental to it")

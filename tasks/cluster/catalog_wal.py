@@ -18,7 +18,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError
 from tasks.wal.format.names import Segment
-from tasks.wal.format.pages import PAGE_BYTES, PAGE_HEAD, SEGMENT_HEAD, record_end
+from tasks.wal.format.pages import PAGE_BYTES, PAGE_HEAD, SEGMENT_HEAD, places_of, record_end
 
 _HEAD = struct.Struct("<IIQBBxxI")  # length, xid, previous record, info, resource manager, CRC
 _CHANGED, _CHANGED_AT, _PARSED_BYTES = struct.Struct("<BBxxI"), 16, 72  # info, resource manager, CRC
@@ -97,19 +97,8 @@ def _record(buffers: Buffers, size: int, place: int, before: int) -> _Record | N
     return place, length, info, manager, crc, found, at
 
 
-def _places(size: int, place: int, bytes_: int) -> list[int]:
-    """Where each byte of a record is."""
-    found = list[int]()
-    for _ in range(bytes_):
-        if found and not place % PAGE_BYTES:
-            place += PAGE_HEAD if place % size else SEGMENT_HEAD
-        found.append(place)
-        place += 1
-    return found
-
-
 def _read(buffers: Buffers, size: int, place: int) -> bytes:
-    places = _places(size, place, _PARSED_BYTES)
+    places = places_of(place, _PARSED_BYTES, size)
     return bytes(buffers[one // size][one % size] for one in places if one // size in buffers)
 
 
@@ -149,7 +138,7 @@ def _silence(buffers: Buffers, size: int, place: int, info: int, manager: int, c
     if place & _IN_PAGE <= PAGE_BYTES - _HEAD.size:
         _CHANGED.pack_into(buffers[place // size], place % size + _CHANGED_AT, *changed)
         return
-    for one, byte in zip(_places(size, place, _HEAD.size)[_CHANGED_AT:], _CHANGED.pack(*changed), strict=True):
+    for one, byte in zip(places_of(place, _HEAD.size, size)[_CHANGED_AT:], _CHANGED.pack(*changed), strict=True):
         buffers[one // size][one % size] = byte
 
 

@@ -19,6 +19,7 @@ from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.postgres_manifest import MANIFEST, WAL_FOLDER, PostgresManifest, verify_wal
+from tasks.cluster.tablespaces import outside_links
 from tasks.cluster.unpack import build_data
 from tasks.pgbackrest.backup import build_from_label
 from tasks.stores.directory import told
@@ -56,14 +57,23 @@ def build_instance(
     content = cluster_in(lineage[-1])
     if content.label:
         data = build_from_label(instance, _require(wal), content)
+        _require_inside(lineage[-1], data)
         return BuiltCluster(data, time.monotonic() - started)
     data = build_data(instance.postgres, lineage, instance.root)
     seconds = time.monotonic() - started
     if verify:
         _verify(instance, lineage, data)
-    with told(data):
-        (data / "tablespace_map").unlink(missing_ok=True)  # it points to the live tablespaces
+    _require_inside(lineage[-1], data)
     return BuiltCluster(data, seconds)
+
+
+def _require_inside(backup: Backup, data: Path) -> None:
+    """A base backup with tablespaces would use the live server's directories; `backup-cluster` takes none."""
+    listed = data / "tablespace_map"  # pg_basebackup writes an empty one
+    with told(data):
+        if outside_links(data) or (listed.exists() and listed.read_bytes().strip()):
+            raise OpsError(f"{backup.name} has tablespaces outside its data directory", OTHER_BACKUPS)
+        listed.unlink(missing_ok=True)
 
 
 def _verify(instance: PrivateInstance, lineage: Sequence[Backup], data: Path) -> None:

@@ -26,6 +26,7 @@ from runbook.errors import Unreachable
 from runbook.files import durable
 from runbook.kinds import action
 from runbook.wait import until
+from tasks.cluster.tablespaces import IN_PLACE, delete_moved, tablespaces_inside
 from tasks.cluster.target import Stop
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
@@ -43,6 +44,8 @@ _AT_LEAST = {
 }
 ISOLATED = {
     "archive_mode": "off",
+    "archive_cleanup_command": "",
+    "recovery_end_command": "",
     "restore_command": "false",  # its pg_wal has all WAL that it needs
     "primary_conninfo": "",
     "primary_slot_name": "",
@@ -104,6 +107,7 @@ def sweep_instance(root: Path) -> bool:
             process.send_signal(signal.SIGQUIT)
     until(lambda: not servers_in(root / "data"), what=f"the end of the server in {root}", seconds=30)
     with told(root):
+        delete_moved(root / "data")
         shutil.rmtree(root)
     return True
 
@@ -171,7 +175,13 @@ def settings_of(instance: PrivateInstance, stop: Stop | None, timeline: int) -> 
         if stop.lsn
         else {"recovery_target": "immediate"}
     )
-    return {**settings, **where, "recovery_target_action": "pause", "recovery_target_timeline": str(timeline)}
+    return {
+        **settings,
+        **IN_PLACE,
+        **where,
+        "recovery_target_action": "pause",
+        "recovery_target_timeline": str(timeline),
+    }
 
 
 def _control(instance: PrivateInstance) -> dict[str, str]:
@@ -206,11 +216,12 @@ def running(
     signals = [instance.data / name for name in ("standby.signal", "recovery.signal")]
     for path in signals:
         path.unlink(missing_ok=True)
-    if as_standby or stop is not None:
+    if recovers := as_standby or stop is not None:
         durable.write(signals[0 if as_standby else 1], "", mode=0o600)
     give(instance.root, instance.postgres.os_user)
     settings = settings_of(instance, stop, timeline) | (UNSYNCED if unsynced else {})
-    with serving(instance, settings):
+    inside = tablespaces_inside(instance.wal) if recovers else contextlib.nullcontext()
+    with inside, serving(instance, settings):
         yield instance
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg
 
@@ -13,6 +13,7 @@ from runbook.errors import VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
+from tasks.cluster.tablespaces import outside_links
 from tasks.cluster.target import Stop
 from tasks.wal.format.names import lsn_of
 
@@ -23,7 +24,8 @@ PROMOTE_SECONDS = 300.0
 @dataclass(frozen=True)
 class RecoveryProgress:
     """The position of a paused instance. `before` and `after`: the status of the transactions around the target ("":
-    not read)."""
+    not read). `invalid`: the databases that a DROP DATABASE has marked as invalid, by OID: nobody can connect to
+    them."""
 
     replayed: int
     paused: bool
@@ -32,6 +34,7 @@ class RecoveryProgress:
     before: str
     after: str
     isolation: tuple[str, ...]
+    invalid: Mapping[int, str] = field(default_factory=dict)
 
 
 @action
@@ -82,10 +85,18 @@ def read_standing(instance: PrivateInstance, stop: Stop, full_xid: dict[int, int
         shown: dict[str, str] = dict(
             execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [*ISOLATED])
         )
+        invalid = {int(oid): str(name) for oid, name in execute(connection, _INVALID)}
     before = _status(instance.postgres, full_xid[stop.before.xid]) if stop.before else ""
     after = _status(instance.postgres, full_xid[stop.after.xid]) if stop.after else ""
     wrong = tuple(f"{name} = {shown.get(name)}" for name, value in ISOLATED.items() if shown.get(name) != value)
-    return RecoveryProgress(lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong)
+    wrong += tuple(f"tablespace {oid} in {path}" for oid, path in outside_links(instance.data).items())
+    return RecoveryProgress(
+        lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong, invalid
+    )
+
+
+# src/include/catalog/pg_database.h: DATCONNLIMIT_INVALID_DB
+_INVALID = "SELECT oid::bigint, datname FROM pg_database WHERE datconnlimit = -2 ORDER BY 2"
 
 
 def _status(postgres: Postgres, xid: int) -> str:
@@ -96,6 +107,13 @@ def _status(postgres: Postgres, xid: int) -> str:
         except psycopg.errors.InvalidParameterValue:
             return "not begun"
     return str(rows[0][0] or "too long ago")
+
+
+@probe
+def read_prepared(postgres: Postgres) -> list[str]:
+    """The names of the prepared transactions of a promoted server: it shows none while it recovers."""
+    with postgres.connect() as connection:
+        return [str(gid) for (gid,) in execute(connection, "SELECT gid FROM pg_prepared_xacts ORDER BY 1")]
 
 
 @action

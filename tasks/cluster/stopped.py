@@ -118,6 +118,20 @@ def _read(postgres: Postgres, data: Path, container: ServerContainer | None) -> 
     return StoppedServer(tuple(found), "", settings, preloaded, first, redo, system)
 
 
+@probe
+def judge_configuration(postgres: Postgres, container: ServerContainer | None = None) -> tuple[Requirement, ...]:
+    """Whether the configuration of a server, running or not, can be read for its next start.
+
+    Raises:
+        OpsError: a program cannot be run here.
+    """
+    data = Path(postgres.data_directory).resolve()
+    settings = last_options(data)
+    if container:
+        return (_configuration_in(container, {**settings, **container.settings})[0],)
+    return (_configuration(postgres, data, settings)[0],)
+
+
 def last_options(data: Path) -> dict[str, str]:
     """The settings on the command line of its last start: a service manager's."""
     try:

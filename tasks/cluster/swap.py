@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,22 +20,30 @@ from runbook.files.durable import sync
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
+from tasks.cluster.configuration import (
+    live_configuration,
+    main_file,
+    note_of,
+    place_configuration,
+    save_configuration,
+)
 from tasks.cluster.instance import PrivateInstance
+from tasks.cluster.tablespaces import move_out
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
 
 REPLACE_CLUSTER = "replace cluster"
 SUPERSEDED = ".superseded_"
-# Operators may have changed these since the backup: the live files stay.
-CONFIGURATION = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
 
 
 @dataclass(frozen=True)
 class ClusterSwapped:
-    """The live data directory, and the path of the replaced one (None: there was none)."""
+    """The live data directory, and the path of the replaced one (None: there was none). `tablespaces`: the directories
+    of those that the recovery created, by OID."""
 
     live: Path
     kept: Path | None
+    tablespaces: Mapping[str, Path] = field(default_factory=dict)
 
 
 @action(idempotent=True)
@@ -66,8 +74,8 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
     """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name. Before that, every
     file of the copy is on disk; after `sync_cluster`, that takes a moment.
 
-    Both servers must be stopped. After a kill between the renames no directory is live: the next run builds and swaps
-    again, and the old directory keeps its new name.
+    Both servers must be stopped. The configuration of the live data directory stays. After a kill between the renames
+    no directory is live: the next run builds and swaps again, and the old directory keeps its new name.
 
     Raises:
         NotConfirmed: not permitted.
@@ -79,18 +87,24 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
         _require_stopped(data)
     kept = None
     with told(live):
-        if live.exists():
-            _keep_configuration(postgres, live, instance.data)
+        configuration = live_configuration(postgres)
+        if configuration:
+            place_configuration(configuration, instance.data, live, main_file(postgres))
+        moved = move_out(instance.data, live)
+        failpoint("cluster: tablespaces moved")
         sync_cluster.work(instance)
         failpoint("cluster: before first rename")
         if live.exists():
             kept = free_name(live)
+            if configuration:
+                save_configuration(note_of(live), configuration, kept)
             live.rename(kept)
         failpoint("cluster: between renames")
         instance.data.rename(live)
+        note_of(live).unlink(missing_ok=True)
         sync(live.parent)
         failpoint("cluster: after second rename")
-    return ClusterSwapped(live, kept)
+    return ClusterSwapped(live, kept, moved)
 
 
 @action
@@ -141,13 +155,6 @@ def free_name(path: Path) -> Path:
     found = until(free, what="a free name for the replaced directory", seconds=5)
     assert found is not None
     return found
-
-
-def _keep_configuration(postgres: Postgres, live: Path, new: Path) -> None:
-    for name in () if postgres.config_file else CONFIGURATION:
-        if (live / name).is_file():
-            shutil.copy2(live / name, new / name)
-            give(new / name, postgres.os_user)
 
 
 def _require_stopped(data: Path) -> None:

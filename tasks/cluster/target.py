@@ -101,20 +101,20 @@ def find_stop(target: RecoveryTarget, commits: Sequence[Commit], begin: int, end
         case "lsn" if target.lsn >= end or target.lsn < begin:
             return None
         case "lsn":
-            index = next((i for i, one in enumerate(there) if one.lsn >= target.lsn), len(there))
-            found = there[index] if index < len(there) else None
-            return Stop(target.lsn, False, there[index - 1] if index else None, found)
+            return find_stop_at(there, target.lsn)
         case "time":
             index = next((i for i, one in enumerate(there) if one.at > target.at), -1)
         case _:
             index = next((i for i, one in enumerate(there) if one.xid == target.xid), -1)
             if target.by == "transaction" and index >= 0:
                 return _after(there, index)
-    return _before(there, index) if index >= 0 else None
+    return find_stop_at(there, there[index].lsn) if index >= 0 else None
 
 
-def _before(there: Sequence[Commit], index: int) -> Stop:
-    return Stop(there[index].lsn, False, there[index - 1] if index else None, there[index])
+def find_stop_at(commits: Sequence[Commit], lsn: int) -> Stop:
+    """The stop before the record at `lsn`."""
+    index = next((i for i, one in enumerate(commits) if one.lsn >= lsn), len(commits))
+    return Stop(lsn, False, commits[index - 1] if index else None, commits[index] if index < len(commits) else None)
 
 
 def _after(there: Sequence[Commit], index: int) -> Stop:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
@@ -115,10 +115,8 @@ def trial(
     try:
         kept = copy_catalogs(postgres, instance, stopped) if stopped else make_cluster(instance)
         settings = _settings(postgres, instance, stopped, in_container=container is not None)
-        with _serving(instance, settings, container) as has_ended:
-            reached = instance.postgres
-            if settings["listen_addresses"]:
-                reached = reached.model_copy(update={"host": postgres.host})
+        with serving_in_place(instance, settings, container) as has_ended:
+            reached = reached_at(postgres, instance, settings)
             if not kept:
                 reached = reached.model_copy(update={"maintenance_database": TEMPLATE})
             _wait(instance, reached, has_ended)
@@ -127,11 +125,16 @@ def trial(
         put_away(instance)
 
 
+def reached_at(postgres: Postgres, instance: PrivateInstance, settings: Mapping[str, str]) -> Postgres:
+    """How to connect to an instance that runs with these settings, as to the server itself: by TCP or by its socket."""
+    return instance.postgres.model_copy(update={"host": postgres.host} if settings["listen_addresses"] else {})
+
+
 @contextlib.contextmanager
-def _serving(
+def serving_in_place(
     instance: PrivateInstance, settings: dict[str, str], container: ServerContainer | None
 ) -> Iterator[Callable[[], bool]]:
-    """Run its server here or in a container. Yields whether it has ended."""
+    """Run its server where the live one runs: here, or in a container. Yields whether it has ended."""
     if container:
         with serving_in(container, instance, settings) as server:
             yield server.has_ended
@@ -169,7 +172,8 @@ def copy_catalogs(postgres: Postgres, instance: PrivateInstance, stopped: Stoppe
         wal = _segments(live / "pg_wal", stopped.first, stopped.system)
         there = [name for name in _COPIED if (live / name).is_dir()]
         files = [one.path for one in os.scandir(live) if _is_small_file(one)]
-        named = {_TEMPLATE_OID} | databases_in(live, postgres.maintenance_database)
+        maintenance = databases_in(live, postgres.maintenance_database)
+        named = {_TEMPLATE_OID} | maintenance | databases_in(live, "postgres")
         kept = {oid for oid in named if 0 < taken_by(live / "base" / str(oid)).bytes <= MOST_DATABASE_BYTES}
         databases = [live / "base" / str(oid) for oid in sorted(kept)]
         _require_space(instance.root, [*(live / name for name in there), *databases], wal)
@@ -178,7 +182,7 @@ def copy_catalogs(postgres: Postgres, instance: PrivateInstance, stopped: Stoppe
         _as_server(postgres, "cp", "--recursive", "--dereference", *databases, data / "base")
         _as_server(postgres, "cp", "--dereference", *files, data, accepted=(0, 1))  # root may own one
         _copy_wal(postgres, instance, live / "pg_wal", wal, stopped.redo, frozenset(kept))
-    return postgres.maintenance_database == TEMPLATE or len(kept) > 1
+    return postgres.maintenance_database == TEMPLATE or bool(kept & maintenance)
 
 
 def _is_small_file(entry: os.DirEntry[str]) -> bool:
@@ -244,16 +248,25 @@ def _settings(
     live = Path(postgres.data_directory).resolve() if stopped else instance.data
     files = {"config_file": str(config_file(postgres, live))}
     if in_container:
-        files = {name: str(instance.root / name) for name in ("config_file", "hba_file", "ident_file")}
-        for path in files.values():
-            durable.write(Path(path), _hba_of(live) if path == files["hba_file"] else "", mode=0o600)
-        given |= {name: files[name] for name in ("hba_file", "ident_file")}
+        durable.write(instance.root / "config_file", "", mode=0o600)
+        files = {"config_file": str(instance.root / "config_file")}
+        given |= log_in_files(instance, live)
     give(instance.root, postgres.os_user)
+    return {**files, **given, **_SETTINGS, **place_of(postgres, instance, in_container=in_container)}
+
+
+def log_in_files(instance: PrivateInstance, data: Path) -> dict[str, str]:
+    """The settings of a pg_hba.conf and a pg_ident.conf for a container's server, by the server's own in `data`."""
+    files = {name: instance.root / name for name in ("hba_file", "ident_file")}
+    durable.write(files["hba_file"], _hba_of(data), mode=0o600)
+    durable.write(files["ident_file"], "", mode=0o600)
+    return {name: str(path) for name, path in files.items()}
+
+
+def place_of(postgres: Postgres, instance: PrivateInstance, *, in_container: bool) -> dict[str, str]:
+    """The settings that give an instance its own data directory and port, on the interface of the server."""
     over_socket = in_container or postgres.host.startswith(("/", "@"))
     return {
-        **files,
-        **given,
-        **_SETTINGS,
         "data_directory": str(instance.data),
         "listen_addresses": "" if over_socket else postgres.host,
         "port": str(instance.postgres.port),

@@ -11,10 +11,9 @@ from pathlib import Path
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from blocks.postgres.server import Postgres, execute
+from tasks.cluster.configuration import AUTO
 from tasks.failover.fencing import SIGNAL, give_like
 
-AUTO = "postgresql.auto.conf"
-KEPT = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf")
 _OWN = re.compile(r"\s*(primary_conninfo|primary_slot_name|synchronous_standby_names)\b", re.IGNORECASE)
 # These belong to the server that the string was written for.
 _DROPPED = ("hostaddr", "target_session_attrs", "load_balance_hosts", "dbname", "replication")
@@ -84,17 +83,6 @@ def _password_in(passfile: str) -> str:
         return ""
     fields = re.findall(r"((?:\\.|[^\\:])*)(?::|$)", line)[:5]
     return re.sub(r"\\(.)", r"\1", fields[4]) if len(fields) == 5 else ""
-
-
-def read_kept(data: Path) -> dict[str, str]:
-    """The configuration files of a server's data directory: a copy from another server overwrites them."""
-    return {name: (data / name).read_text(encoding="utf-8") for name in KEPT if (data / name).is_file()}
-
-
-def put_back(data: Path, kept: dict[str, str]) -> None:
-    """Write them again."""
-    for name, text in kept.items():
-        give_like(data, data / name, text)
 
 
 def _quoted(value: str) -> str:

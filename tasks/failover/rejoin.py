@@ -5,7 +5,6 @@ https://www.postgresql.org/docs/current/app-pgrewind.html
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -20,17 +19,23 @@ from runbook.failpoint import failpoint
 from runbook.files.durable import sync
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
+from tasks.cluster.configuration import (
+    load_configuration,
+    main_file,
+    note_of,
+    place_configuration,
+    read_configuration,
+    save_configuration,
+)
 from tasks.cluster.swap import free_name
-from tasks.failover.fencing import SIGNAL, give_like, look_for_processes
-from tasks.failover.following import follow, put_back, read_kept, upstream_of
+from tasks.failover.fencing import SIGNAL, look_for_processes
+from tasks.failover.following import follow, upstream_of
 from tasks.failover.member import control_of
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.postgres.replication.synchronous import address
 from tasks.wal.reading.local import find_segments
 
 REJOIN = "make a standby of"
-KEPT = "interview-ops.rejoin.json"
-"""Next to the data directory during a rewind: its configuration, which pg_rewind overwrites."""
 REWINDING = ".rewinding"
 """The suffix of a data directory during a rewind, so that no service starts a server there. If it is found later, a run
 was killed, and only a base backup is safe."""
@@ -118,8 +123,9 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     permit.require(REJOIN, address(standby))
     started, data, aside = time.monotonic(), _data(standby), _rewinding(standby)
     _require_stopped(data)
-    note = data.with_name(KEPT)
-    give_like(data, note, json.dumps(read_kept(data)))
+    note, main = note_of(data), main_file(standby)
+    configuration = read_configuration(data, main)
+    save_configuration(note, configuration, aside)  # pg_rewind overwrites it
     upstream = upstream_of(primary, standby)
     _set_aside(data, aside)
     failpoint("rejoin: before pg_rewind")
@@ -140,7 +146,7 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         hint=_instead(aside),
     )
     failpoint("rejoin: rewound")
-    put_back(aside, json.loads(note.read_text(encoding="utf-8")))
+    place_configuration(configuration, aside, data, main)
     follow(standby, upstream, aside)
     note.unlink()
     failpoint("rejoin: rewound, still aside")
@@ -214,10 +220,11 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     permit.require(REJOIN, address(standby))
     started, data, rewinding = time.monotonic(), _data(standby), _rewinding(standby)
     _require_stopped(data)
-    note, beside = data.with_name(KEPT), data.with_name(f"{data.name}.new")
+    note, main, beside = note_of(data), main_file(standby), data.with_name(f"{data.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     leaves(f"directory {beside}", "the next rejoin-standby deletes it")
-    kept = _own_configuration(data, rewinding, note)
+    kept = load_configuration(note) if not data.exists() else None
+    kept = kept or read_configuration(data if data.exists() else rewinding, main)
     upstream = upstream_of(primary, standby)
     options = ["--wal-method=stream", "--checkpoint=fast", "--no-password"]
     options += [f"--slot={standby.slot}"] if standby.slot else []
@@ -229,27 +236,22 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         stall=shell.Stall(primary.stall_seconds),
         hint="check the primary's log and the free disk space here, then run it again",
     )
-    put_back(beside, kept)
+    place_configuration(kept, beside, data, main)
     follow(standby, upstream, beside)
     failpoint("rejoin: copied")
-    aside = []
+    aside = [free_name(data)]
+    save_configuration(note, kept, *aside, rewinding)
     for old in (data, rewinding):
         if old.exists():
-            aside.append(free_name(data))
+            if aside[-1].exists():
+                aside.append(free_name(data))
             old.rename(aside[-1])
     failpoint("rejoin: old one aside")
     beside.rename(data)
     removed(f"directory {beside}")
     sync(data.parent)
     note.unlink(missing_ok=True)
-    return Rejoined("base_backup", time.monotonic() - started, ", ".join(map(str, aside)))
-
-
-def _own_configuration(data: Path, rewinding: Path, note: Path) -> dict[str, str]:
-    """The configuration of the data directory; after a killed rewind, the one before it."""
-    if data.exists():
-        return read_kept(data)
-    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else read_kept(rewinding)
+    return Rejoined("base_backup", time.monotonic() - started, ", ".join(str(one) for one in aside if one.exists()))
 
 
 def _require_stopped(data: Path) -> None:

@@ -99,6 +99,47 @@ def start_services(
     return Started(tuple(roles))
 
 
+@dataclass(frozen=True)
+class StartedAgain:
+    """The roles that run, and for each other one why it does not, with the end of its log."""
+
+    running: tuple[str, ...]
+    problems: Mapping[str, str]
+
+
+@action(idempotent=True)
+def start_again(services: Services, roles: Sequence[str]) -> StartedAgain:
+    """Start the services that a failed or cancelled run had stopped. One that does not start keeps no other one
+    stopped."""
+    problems = dict[str, str]()
+    for attempt in (start_one, _require_running):
+        for role in (role for role in roles if role not in problems):
+            try:
+                attempt(services, role)
+            except OpsError as error:
+                problems[role] = f"{error.message}; {error.hint}" if error.hint else error.message
+    running = tuple(role for role in roles if role not in problems)
+    logger().info("started again: %s", ", ".join(running) or "none")
+    return StartedAgain(running, problems)
+
+
+@contextlib.contextmanager
+def started_if_cancelled(services: Services, roles: Sequence[str]) -> Iterator[None]:
+    """If the run is cancelled inside the block, which restarts services, start them."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        start_again(services, roles)
+        raise
+
+
+def _require_running(services: Services, role: str) -> None:
+    with _told(services, role):
+        _prove(services, role, running=True)
+
+
 def start_one(services: Services, role: str) -> None:
     """Start a role, without waiting for it.
 

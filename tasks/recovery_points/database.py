@@ -20,9 +20,10 @@ from tasks.recovery_points.backups import is_beside, lives_here
 from tasks.recovery_points.point import Point, best_of
 from tasks.recovery_points.wal import Moment, WrittenWal, ask_written, local_files, moment_of
 from tasks.stores.store import store_of
-from tasks.wal.archive.archive import ArchiveListing, StoredSegment, timeline_in
+from tasks.wal.archive.archive import ArchiveListing, StoredSegment
 from tasks.wal.archive.continuity import Chain, chain_from
 from tasks.wal.archive.destinations import archive_of
+from tasks.wal.branch import timeline_in_use
 from tasks.wal.format.names import Segment, Timeline
 
 PATIENCE_SECONDS = 5.0
@@ -109,7 +110,7 @@ def _points(env: Environment, written: WrittenWal, which: Stores, none: Point) -
     written = replace(written, system=cluster_in(candidates[-1]).system)  # a dead primary does not report it
     archive = archive_of(env, which, written.system, patience_seconds=PATIENCE_SECONDS)
     own = archive.listing()
-    history = timeline_in(archive, own)
+    history = timeline_in_use(env, archive, own, written.system)
     tail = which == "backups" and env.has("wal")
     listings = [(_with_tail(env, own, written.system) if tail else own, none)]
     if tail and not none.beside and env.stores(which).survives != "server" and lives_here(env, "database"):

@@ -19,6 +19,7 @@ from tasks.application.files import directory_of
 from tasks.backups.entries import walk
 from tasks.recovery_points.point import Point, best_of
 from tasks.redis.failover.group import GroupMember, ask_group, read_member
+from tasks.redis.position import StreamPosition, known_positions, received, received_until
 
 
 @probe
@@ -28,7 +29,8 @@ def read_replica_point(env: Environment) -> Point | None:
     asked = clock.now()
     if not others:
         return None
-    points = [_replica(master, one, asked) for one in others]
+    known = known_positions(env.redis, env.reports_directory)
+    points = [_replica(master, one, asked, known) for one in others]
     return best_of(points) or points[0]
 
 
@@ -44,19 +46,24 @@ def _servers(block: Redis) -> tuple[GroupMember | None, Sequence[GroupMember]]:
     return found[0], found[1:]
 
 
-def _replica(master: GroupMember | None, member: GroupMember, asked: datetime) -> Point:
+def _replica(
+    master: GroupMember | None, member: GroupMember, asked: datetime, known: Sequence[StreamPosition]
+) -> Point:
     point = Point("redis", "replica", "live", member.address, hint="check its log, and start it")
     if member.problem or member.is_master or member.loading or member.syncing:
         busy = "it is loading its data, or in a full resynchronisation"
         why = member.problem or ("it is a master itself" if member.is_master else busy)
         return replace(point, problem=why)
-    alive = master is not None and not master.problem
-    if alive and master and not member.link_up:
-        why = f"its link to the master has been down for {member.silent_seconds} s"
-        return replace(point, at=_before(asked, member.silent_seconds), proven="answers", problem=why)
-    if not alive or master is None:
-        at = _before(asked, member.silent_seconds)  # it has received nothing since
-        return replace(point, at=at, exact=False, proven="answers", detail="the master does not answer")
+    if master is None or master.problem or not member.link_up:
+        # The end of its link shows nothing: it can have hung before.
+        dead = "the master does not answer"
+        why = dead if master is None or master.problem else f"its link has been down for {member.silent_seconds} s"
+        at = received_until(received(member), known)
+        problem = why if at is None or why != dead else ""
+        hint = "redis-failover promotes it; no known offset of the master shows what it lacks" if at is None else ""
+        return replace(
+            point, at=at, exact=False, proven="answers", problem=problem, detail=why, hint=hint or point.hint
+        )
     behind = max(master.offset - member.offset, 0)
     seconds = max(master.lags.get(member.address, 0), 1) if behind else 0
     detail = f"{size(behind)} behind" if behind else "has everything"

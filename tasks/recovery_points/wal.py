@@ -27,25 +27,25 @@ from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import Chain
 from tasks.wal.archive.fetch import fetch
 from tasks.wal.format.names import Segment
+from tasks.wal.format.pages import Files, next_record, record_behind
 from tasks.wal.reading.local import Local, find_segments
-from tasks.wal.reading.waldump import Commit, commits_in
+from tasks.wal.reading.waldump import Commit, commits_in, must_reach
 
 CATCH_UP_SECONDS = 2.0
 LEAST_COMMIT_BYTES = 32
 """A commit record is longer than this, and ends in non-zero bytes."""
 BATCH, MOST_AHEAD, MOST_BACK, LOOKS = 2, 64, 16, 3
 
-Files = Sequence[tuple[Segment, Path]]
-
 
 @dataclass(frozen=True)
 class WrittenWal:
     """The primary's write position at the time of the query, and the flush positions of its standbys by name. `end` 0:
-    no server takes writes (`problem`)."""
+    no server takes writes (`problem`). `timeline`: the one that it writes."""
 
     asked: datetime
     system: int = 0
     end: int = 0
+    timeline: int = 0
     streams: Mapping[str, int] | None = None
     problem: str = ""
 
@@ -68,7 +68,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
     try:
         with primary.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")
-            recovering, system, end = execute(connection, _WRITTEN)[0]
+            recovering, system, end, timeline = execute(connection, _WRITTEN)[0]
             if recovering:
                 return WrittenWal(asked, int(system), problem="no server takes writes: all answering ones are standbys")
             streams = dict[str, int]()
@@ -79,7 +79,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
 
             with contextlib.suppress(Unreachable):
                 until(caught_up, what="the standbys", seconds=CATCH_UP_SECONDS, every_seconds=0.05)
-            return WrittenWal(asked, int(system), int(end), streams)
+            return WrittenWal(asked, int(system), int(end), int(timeline), streams)
     except psycopg.Error as error:
         return WrittenWal(asked, problem=first_line(error))
     except OpsError as error:
@@ -88,7 +88,9 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
 
 _WRITTEN = """
 SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_flush_lsn() - '0/0' END
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_flush_lsn() - '0/0' END,
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
 """
 _STREAMS = """
 SELECT application_name, max(flush_lsn - '0/0'::pg_lsn) FROM pg_stat_replication
@@ -144,6 +146,8 @@ def _sources(env: Environment, written: WrittenWal) -> list[tuple[Files, bool]]:
     primary, received = env.postgres, list[tuple[Segment, Path]]()
     if env.has("wal"):
         received = local_files(Path(env.wal.directory), written.system)
+        if written.timeline:  # a directory of a branch that was left
+            received = [one for one in received if one[0].timeline <= written.timeline]
     found: list[tuple[Files, bool]] = [(received, written.has_streamed(env.wal.name))] if received else []
     if is_here(primary.host):
         own = local_files(Path(primary.data_directory, "pg_wal"), written.system)
@@ -160,7 +164,7 @@ def _first_after(postgres: Postgres, files: Files, end: int) -> tuple[Commit | N
         batch = ahead[index : index + BATCH]
         if any(two.number != one.number + 1 for (one, _), (two, _) in itertools.pairwise(batch)):
             return None, False
-        commits = _commits(postgres, batch)
+        commits = _commits(postgres, batch, until=None if batch[-1] == ahead[-1] else batch[-1][0].end)
         if commits is None:
             return None, False
         for commit in commits:
@@ -176,16 +180,24 @@ def _last_before(postgres: Postgres, files: Files, end: int) -> Commit | None:
         return None
     for last in range(len(behind), max(len(behind) - MOST_BACK, 0), -1):
         batch = behind[max(last - BATCH, 0) : last]
-        found = [one for one in _commits(postgres, batch) or () if one.lsn + LEAST_COMMIT_BYTES <= end]
+        found = [one for one in _commits(postgres, batch, until=0) or () if one.lsn + LEAST_COMMIT_BYTES <= end]
         if found:
             return found[-1]
     return None
 
 
-def _commits(postgres: Postgres, files: Files) -> list[Commit] | None:
-    """None where they cannot be read: a running server recycles its old files."""
+def _commits(postgres: Postgres, files: Files, until: int | None) -> list[Commit] | None:
+    """None where they cannot be read: a running server recycles its old files, or the WAL is damaged before `until`
+    (None: before its last record)."""
     try:
-        found = commits_in(postgres, files)
+        if until is not None:
+            found = commits_in(postgres, files, must_reach(until))
+        else:
+            ends = list[int]()
+            found = commits_in(postgres, files, ends.append)
+            # A running server may have written more since. Then reading again reaches that.
+            if behind := ends and record_behind(files, next_record(files, ends[0])):
+                found = commits_in(postgres, files, must_reach(behind))
     except OpsError:
         return None
     return found if all(path.exists() for _, path in files) else None
@@ -206,5 +218,5 @@ def _last_archived(
         except OpsError:
             return None
         files = [(link.segment, Path(directory) / link.segment.name) for link in found.links]
-        commits = [one for one in _commits(env.postgres, files) or () if one.lsn + LEAST_COMMIT_BYTES <= end]
+        commits = [one for one in _commits(env.postgres, files, until=0) or () if one.lsn + LEAST_COMMIT_BYTES <= end]
     return commits[-1].at if commits else None

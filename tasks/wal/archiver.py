@@ -1,8 +1,9 @@
 """The supervised program that ships WAL: `python -m tasks.wal.archiver --environment NAME`.
 
 It ships finished segments at once into `[backups] wal`, and into `[copies] wal` if that is set. It ships the unfinished
-segment every few seconds under a separate name. An unreachable archive does not delay the other one. Prefect is
-imported once at the start, for the environment's blocks, and does nothing here.
+segment every few seconds under a separate name. It records which timeline the receiver follows. An unreachable archive
+does not delay the other one. Prefect is imported once at the start, for the environment's blocks, and does nothing
+here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tasks.wal.archive.destinations import destinations_of
 from tasks.wal.archive.place import DirectoryPlace
 from tasks.wal.archive.received import Frames
 from tasks.wal.archive.ship import KEEP_SEGMENTS, Destination, Shipped, ship_to_all, tidy
+from tasks.wal.format.names import HISTORY
+from tasks.wal.reading.local import find_segments
 
 EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
 
@@ -45,6 +48,7 @@ class WalArchiver:
         self._told: dict[str, tuple[str, ...]] = {}
         self._frames = Frames()
         self._partial_at = self._asked_at = 0.0
+        self._in_use = ""
 
     def run(self) -> None:
         """Repeat until the stop signal, then run once more, so that nothing is left."""
@@ -72,6 +76,20 @@ class WalArchiver:
             results = {destination.name: Shipped(failure=error) for destination in self.destinations}
         for name, done in results.items():
             self._print(name, done)
+        self._note_branch({name[:8] for done in results.values() for name in done.put if not HISTORY.match(name)})
+
+    def _note_branch(self, shipped: set[str]) -> None:
+        """Record the timeline that the receiver follows when that changes: also after a promotion or a swap by hand."""
+        if not shipped - {self._in_use}:
+            return
+        try:
+            if found := find_segments(self.directory):
+                newest = max(found, key=lambda one: (one.start, one.timeline))
+                for destination in self.destinations:
+                    destination.archive_of(newest.system).note_in_use(newest.timeline)
+                self._in_use = newest.name[:8]
+        except OpsError as error:
+            self._print("timeline in use", Shipped(refused=(error.message,)))
 
     def _tidy(self) -> None:
         if self.is_contained():  # during an incident all WAL stays

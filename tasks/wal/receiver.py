@@ -14,6 +14,18 @@ and on a busy host later."""
 
 
 @probe
+def read_flushed(postgres: Postgres) -> int:
+    """The LSN up to which the primary has WAL on disk: it acknowledged no commit after that. 0: no primary answers."""
+    try:
+        with postgres.connect() as connection:
+            if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
+                return 0
+            return lsn_of(str(execute(connection, "SELECT pg_current_wal_flush_lsn()")[0][0]))
+    except (OpsError, Unreachable):
+        return 0
+
+
+@probe
 def wait_received(postgres: Postgres, name: str) -> bool:
     """Wait until the receiver of that application_name has on disk what the primary has now. False: no primary answers,
     or the receiver does not stream."""

@@ -24,7 +24,7 @@ from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from runbook.errors import OpsError
 try:
     if sys.argv[2] == "rejoin":
-        print(rejoin_standby.fn(sys.argv[1], confirm=sys.argv[1]).sentence())
+        print(rejoin_standby.fn(sys.argv[1], *sys.argv[3:], confirm=sys.argv[1]).sentence())
     else:
         print(postgres_failover.fn(sys.argv[1], mode=sys.argv[2], confirm=sys.argv[1]).sentence())
 except OpsError as error:
@@ -49,10 +49,11 @@ def refused(mode: Any = "planned", **parameters: Any) -> Report:
     return caught.value.report
 
 
-def process(what: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A failover (`planned`, `unplanned`) or `rejoin` in a process of its own, without a Prefect server."""
+def process(what: str, *method: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A failover (`planned`, `unplanned`) or `rejoin` (with its method) in a process of its own, without a Prefect
+    server."""
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    return forked.run(["-c", RUN, NAME, what], environment)
+    return forked.run(["-c", RUN, NAME, what, *method], environment)
 
 
 def found(cluster: Cluster, role: str) -> list[Any]:

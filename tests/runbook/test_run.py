@@ -169,6 +169,7 @@ def test_our_own_error_becomes_a_finding_with_its_hint(system: System) -> None:
         "expected": "",
         "hint": "start it",
         "stops": True,
+        "alternative": False,
         "follow": [],
     }
 

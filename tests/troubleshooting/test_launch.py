@@ -87,6 +87,16 @@ def test_with_prefect_they_are_forms_filled_in(monkeypatch: pytest.MonkeyPatch) 
     assert "undo it then" in text
 
 
+def test_each_value_is_read_by_its_parameters_type() -> None:
+    """A transaction ID looks like a number, and is a text, whatever the other values are."""
+    words = ["environment=2026", "by=before_transaction", "target=758", "timeline=1", 'tables=["public.users"]']
+    values = parsed(find_flow("restore-to-point"), words)
+    assert (values["environment"], values["target"], values["timeline"]) == ("2026", "758", 1)
+    assert values["tables"] == ["public.users"]
+    values = parsed(find_flow("full-restore"), ["environment=lab", "before=758", "strict=true"])
+    assert (values["before"], values["strict"]) == ("758", True)
+
+
 @pytest.mark.parametrize("words", [["environment"], ["environment=lab", "overide=x"], ["environment=lab", "keep=-2"]])
 def test_what_it_does_not_take_is_told(words: list[str]) -> None:
     with pytest.raises(OpsError):

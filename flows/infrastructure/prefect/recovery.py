@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 
 from blocks.environment import Environment
 from flows.database import restore_steps
+from flows.restart import start_again
 from flows.store import judge_key
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
@@ -210,11 +211,10 @@ def services_stopped(report: Report, env: Environment, found: ServiceStates, liv
     except SwapUnknown:
         raise
     except BaseException:
-        with contextlib.suppress(OpsError):
-            start_services(manager, [role for role in server.roles if found.running.get(role)])
+        again = start_again(report, manager, [role for role in server.roles if found.running.get(role)])
         report.state_is(
-            "Prefect's database was not replaced; its services were started again",
-            "check that they run, then run this again",
+            f"Prefect's database was not replaced; its services {'run' if again else 'do not all run'} again",
+            "run this again" if again else "start them by hand, then run this again",
         )
         raise
 

@@ -37,6 +37,7 @@ from tasks.cluster.instance import (
     sweep_instance,
 )
 from tasks.cluster.swap import SUPERSEDED
+from tasks.cluster.tablespaces import outside_links
 from tasks.postgres.content.keyed import match_keyed
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.restore.superseded import find_superseded
@@ -206,7 +207,12 @@ def _kept_directories(env: Environment) -> list[str]:
 @contextlib.contextmanager
 def _started(report: Report, env: Environment, directory: Path) -> Iterator[Postgres]:
     """Runs on the directory's own files: crash recovery may run, no row changes. It is stopped afterwards."""
-    root = root_for(env.postgres, SALVAGING)
+    root, live = root_for(env.postgres, SALVAGING), Path(env.postgres.data_directory)
+    if shared := set(outside_links(directory).values()) & set(outside_links(live).values()):
+        raise OpsError(
+            f"{directory} and the live server use the same directory of a tablespace: {', '.join(map(str, shared))}",
+            "its crash recovery would write into live files. Compare a copy on another host: source=host:port/database",
+        )
     until(
         lambda: not servers_in(directory),
         what=f"the end of the server that works in {directory}",

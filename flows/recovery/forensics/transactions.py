@@ -21,6 +21,7 @@ from runbook.page.markdown import escaped
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from runbook.run_name import RunName
+from tasks.wal.branch import number_in_use
 from tasks.wal.format.names import lsn_text
 from tasks.wal.reading.supply import read_supply
 from tasks.wal.reading.touches import TOUCHING, Touches
@@ -72,7 +73,7 @@ def find_transaction(
             until now
         kinds: Kinds of operation to find
         at_least: Show only transactions that changed at least this many rows (TRUNCATE and DROP are always shown)
-        timeline: Timeline to follow. 0: the newest
+        timeline: Timeline to follow. 0: the one in use
         source: Store of the WAL archive. copies: the replica store
     """
     env = Environment.find(environment)
@@ -83,7 +84,8 @@ def find_transaction(
         if not kinds:
             raise OpsError("kinds is empty", f"choose some of {', '.join(EVERY)}")
         edges = wal_window.parse_edges(since, until, env)
-        supply = read_supply(env, source, wal_window.find_system(env, source), timeline)
+        system = wal_window.find_system(env, source)
+        supply = read_supply(env, source, system, timeline or number_in_use(env, source, system))
         window = wal_window.choose_window(env, supply, edges, directory)
         wal_window.report_window(report, window)
         tables = table_files.find_tables(report, env, typed, source)

@@ -23,6 +23,7 @@ from tasks.cluster.content import cluster_in
 from tasks.cluster.target import RecoveryTarget, parse_target
 from tasks.stores.directory import told
 from tasks.wal.format.names import lsn_text
+from tasks.wal.format.pages import next_record, record_behind
 from tasks.wal.reading.supply import Supply, clear, first_at, runs_of, system_here
 from tasks.wal.reading.transactions import End
 from tasks.wal.reading.waldump import lines_in
@@ -160,17 +161,19 @@ def read_window(
 def _read_run(
     env: Environment, window: Window, run: Sequence[int], managers: Sequence[str], read: Callable[[Iterable[str]], None]
 ) -> None:
-    """One batch. If it ends within a segment, reading continues with the next one."""
+    """One batch. If reading ends within a segment, it continues with the next one. That is damage, unless it is the end
+    of the WAL: there no record follows."""
     while run:
         pieces = [window.supply.pieces[number] for number in run]
         files, ends = [(one.segment, window.directory / one.segment.name) for one in pieces], list[int]()
-        read(lines_in(env.postgres, files, managers, ends.append))
-        last = min((lsn // window.supply.segment_bytes for lsn in ends), default=run[-1])
-        if last >= run[-1]:
+        read(lines_in(env.postgres, files, managers, stopped=ends.append))
+        if not ends:
             return
-        torn = window.supply.pieces[last]
-        if last + 1 < max(window.supply.pieces):  # the newest segment has only just begun
-            why = f"{torn.where}: nothing after {lsn_text(ends[0])} can be read"
+        last = ends[0] // window.supply.segment_bytes
+        # The newest segment may have only just begun.
+        if last + 1 < max(window.supply.pieces) or record_behind(files, next_record(files, ends[0])):
+            torn = window.supply.pieces[last]
+            why = f"{torn.where}: the WAL after {lsn_text(ends[0])} cannot be read"
             window.damaged[f"the end of {torn.segment.name}"] = why
         run = [number for number in run if number > last]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
 from blocks.postgres.server import Connection
@@ -13,7 +14,7 @@ from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
-from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others
+from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
@@ -25,6 +26,7 @@ from runbook.errors import OpsError
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.application.connection_string import switch_target
@@ -44,7 +46,7 @@ HEALTH_SECONDS = 120
 
 
 def system_services(
-    report: Report, permit: Permit, env: Environment, chosen: Chosen, found: FoundServer, last: object
+    report: Report, permit: Permit, env: Environment, chosen: OtherParts, found: FoundServer, last: object
 ) -> SystemServices:
     """The services of the run, with those that it found running."""
     report.state_is(
@@ -52,7 +54,13 @@ def system_services(
     )
     running = [role for role in STOP_ORDER if found.services.running.get(role)]
     return SystemServices(
-        *(report, env, running, last), permit=permit, topology=chosen.redis_topology, redis_kept=chosen.redis_kept
+        *(report, env, running, last),
+        permit=permit,
+        topology=chosen.redis_topology,
+        redis_kept=chosen.redis_kept,
+        stops_redis=env.has("redis") and chosen.stops_redis,
+        other_master=other_master(env, chosen),
+        redis_live=chosen.redis_live,
     )
 
 
@@ -88,12 +96,7 @@ def swap(
         services.may_have_swapped("database", left)
         raise
     services.last = done
-    services.undo = (
-        f"undo-restore with kept={done.kept} restores the replaced database"
-        if done.kept
-        else "There is nothing to undo: there was no database before"
-    )
-    services.has_swapped("database", done.kept, left)
+    services.has_swapped("database", done.kept, left, Next("undo-restore", "", {"kept": done.kept}))
     measured = gate.loss if gate else None
     report.loses(measured or Loss.everything_since(env.postgres.database, chosen.database.manifest.taken))
     swap_others(report, permit, env, services, copies)
@@ -117,11 +120,15 @@ def swap_others(
         services.last = redis = swap_redis.after(services.last)(permit, env.redis, copies.redis)
         services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
         services.redis_replaced = redis.kept
-        services.has_swapped("Redis", redis.kept, left := left[1:])
+        services.has_swapped("Redis", redis.kept, left := left[1:], _directory("undo-restore-redis", redis.kept))
     if copies.files:
         services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
-        services.has_swapped("files", files.kept, left[1:])
+        services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))
         _switch(report, permit, env, services)
+
+
+def _directory(undo: str, kept: Path | None) -> Next | None:
+    return Next(undo, "", {"kept": kept.name}) if kept else None
 
 
 def _switch(report: Report, permit: Permit, env: Environment, services: SystemServices) -> None:
@@ -174,7 +181,7 @@ class StartedApplication:
 
 def prepare_redis(report: Report, env: Environment, copies: StagedCopies, services: SystemServices) -> None:
     """Give Redis a data directory, if it starts without a restored copy and has none."""
-    if copies.redis is None and _starts_redis(env, services) and (done := prepare_empty(env.redis)):
+    if copies.redis is None and services.stops_redis and (done := prepare_empty(env.redis)):
         report.warn("Redis data directory", "check its content, and back up Redis too", value=done)
 
 
@@ -187,7 +194,7 @@ def start_application(
         OpsError: Redis does not start, or the backend does not become healthy.
     """
     started = after
-    if _starts_redis(env, services):
+    if services.stops_redis:
         started = start_redis.after(started)(env.redis, env.services)
         note_started(env.redis, env.reports_directory, services.redis_replaced)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
@@ -202,10 +209,6 @@ def start_application(
             attaching.result()  # Sentinels that name no master are the reason, where it fails too
         raise
     return StartedApplication(health, problems, attaching)
-
-
-def _starts_redis(env: Environment, services: SystemServices) -> bool:
-    return env.has("redis") and not services.redis_kept
 
 
 def report_started(
@@ -225,6 +228,10 @@ def report_started(
         )
     if services.redis_kept:
         judge_kept_master(report, env, services.redis_kept, after=started.health)
+    if services.undo:
+        report.undo_is(*services.undo)
+    else:
+        report.fact("undo", "none: there was no live data, so nothing is kept")
 
 
 def report_application(report: Report, env: Environment, started: StartedApplication) -> SmokeResult:

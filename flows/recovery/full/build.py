@@ -9,11 +9,12 @@ from blocks.environment import STOP_ORDER, Environment
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full import migration
-from flows.recovery.full.choose import Chosen, OtherParts
+from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
+from flows.store import mark_failed
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.kinds import Pending
@@ -88,6 +89,8 @@ def plan_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the copies of Redis and the files."""
     if chosen.redis_kept:
         sources.plan_kept(report, chosen.redis_kept)
+    if other := other_master(env, chosen):
+        report.plan("keep", f"Redis's data of {other.address} as a backup: it is in no directory that is kept")
     if chosen.redis_survivor:
         sources.plan(report, env, chosen.redis_survivor)
     others: tuple[tuple[str, Backup | None, str, CarriesOut], ...] = (
@@ -122,12 +125,12 @@ def plan_stop(report: Report, env: Environment) -> None:
 
 def plan_redis_stop(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the stop of Redis, directly before the swap."""
-    if env.has("redis") and not chosen.redis_kept:
+    if env.has("redis") and chosen.stops_redis:
         report.plan("stop Redis", f"the service {env.services.name_of('redis')}", seconds=1, by=[stop_redis])
 
 
 def _without_kept(roles: Iterable[str], chosen: OtherParts) -> list[str]:
-    return [role for role in roles if role != "redis" or not chosen.redis_kept]
+    return [role for role in roles if role != "redis" or chosen.stops_redis]
 
 
 def build(
@@ -142,7 +145,8 @@ def build(
     `begin_database` has begun it."""
     filling = filling or begin_database(permit, env, chosen, jobs)
     others = build_others(permit, env, chosen)
-    copy = filling.result()
+    with database.noting_failure(report, chosen.database):
+        copy = filling.result()
     report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
     return SystemCopies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
 
@@ -229,4 +233,6 @@ def prove_others(report: Report, env: Environment, chosen: OtherParts, copies: S
         value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
         expected="content, mode and owner of every entry as in the backup",
     )
+    if copy.differences and chosen.files:
+        mark_failed(report, chosen.files, copy.differences[0])
     report.fail_if_critical()

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
+from blocks.redis.server import Redis
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
+from flows.redis.backup import judge_kept
 from flows.redis.restore import sources as redis_sources
+from flows.redis.restore.methods import living_master
 from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
-from flows.store import read_files, store_for
+from flows.store import read_files, report_failed, store_for
 from runbook import clock, metrics
-from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
@@ -30,10 +33,12 @@ from tasks.backups.catalogue import Backup
 from tasks.migrations.alembic import MIGRATE
 from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.staged_copy import dump_in
+from tasks.postgres.server.server import Presence, read_identity
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
+from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.survivors import SurvivingCopy, Survivors
-from tasks.redis.server import live_directory
+from tasks.redis.server import answers, live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 from tasks.stores.store import Store
@@ -48,7 +53,8 @@ class OtherParts:
     """The sources of the parts other than the database. A part without a backup is None, and is not restored.
     `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
     once the services are stopped. `redis_kept`: the master's data, left as it is. `files_kept`: the live files, left as
-    they are."""
+    they are. `redis_left`: nothing restores Redis, and it serves: what it has not saved would be lost with its process.
+    `redis_live`: the server that is replaced."""
 
     redis: Backup | None = None
     files: Backup | None = None
@@ -57,6 +63,13 @@ class OtherParts:
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
     files_kept: LiveFiles | None = None
+    redis_live: LiveRedis | None = None
+    redis_left: bool = False
+
+    @property
+    def stops_redis(self) -> bool:
+        """Whether the run stops Redis, if the environment has it."""
+        return not (self.redis_kept or self.redis_left)
 
     @property
     def backups(self) -> list[Backup]:
@@ -110,6 +123,8 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         pin_redis(report, env.redis, replaced=True)
     if chosen.redis_kept:
         report.pin_state("Redis", f"kept: {chosen.redis_kept.where}")
+    if chosen.redis_left:
+        report.pin_state("Redis", "neither stopped nor restored")
     if chosen.files_kept:
         report.pin_state("files", "kept")
     if chosen.files:
@@ -117,30 +132,22 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         pin_paths(report, "live files", env.application.directory)
 
 
-def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Effect:
-    """The headline of a plan that restores the dump. `up`: whether the database server answers."""
+def effect(report: Report, env: Environment, chosen: Chosen, presence: Presence) -> Effect:
+    """The headline of a plan that restores the dump. `presence`: the database server's."""
     taken = chosen.database.manifest.taken
-    down = seconds_from(report.plan_steps, "stop services" if up else "")
+    down = seconds_from(report.plan_steps, "stop services" if presence == "up" else "")
     losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
-    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), losses, down)
+    return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), losses, down)
 
 
 def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
     """The losses of Redis and the files, where their live data is replaced."""
     found = []
-    if copy := chosen.redis_survivor:
-        found.append(_loss_of(copy))
-    elif chosen.redis:
-        found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
+    if source := chosen.redis_survivor or chosen.redis:
+        found.append(redis_sources.loss_of(source))
     if chosen.files:
         found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
     return tuple(found)
-
-
-def _loss_of(copy: SurvivingCopy) -> Loss:
-    if copy.moment is None:
-        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
-    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
@@ -154,10 +161,24 @@ def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
     return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
 
 
-def undo_of(chosen: OtherParts, *database: str) -> str:
-    """The runbooks that undo a full restore; `database`: the one for the database."""
-    others = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
-    return ", ".join([*database, *others, *["undo-restore-files"] * bool(chosen.files)])
+def undo_of(env: Environment, chosen: OtherParts, presence: Presence, cluster: str = "") -> str | NoUndo:
+    """The runbooks that undo a full restore, by what it will keep. `cluster`: the one for a cluster that is replaced as
+    a whole; otherwise the database is replaced alone."""
+    others = undo_of_others(chosen)
+    nothing = ""
+    if presence == "absent":
+        nothing = "the data directory is missing, so nothing of PostgreSQL is kept"
+    elif presence == "up" and not cluster and not read_identity(env.postgres, env.postgres.database).oid:
+        nothing = f"{env.postgres.database} is missing, so nothing of it is kept"
+    if not nothing:
+        return ", ".join([cluster or "undo-restore", *others])
+    return f"{', '.join(others)} ({nothing})" if others else NoUndo(nothing)
+
+
+def undo_of_others(chosen: OtherParts) -> list[str]:
+    """The runbooks that undo the restore of Redis and the files."""
+    redis = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
+    return redis + ["undo-restore-files"] * bool(chosen.files)
 
 
 def choose(
@@ -179,7 +200,7 @@ def choose(
         OpsError: there is no such backup of the database, or a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    chosen = database.choose_backup(report, env, wanted, source)
+    chosen = database.choose_backup(report, env, wanted, source, failed_too=bool(accept))
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
     others = with_others(
         *(report, env, chosen, chosen.manifest.taken, source, without, redis_source, files_source), latest=latest
@@ -227,15 +248,20 @@ def choose_others(
     latest: bool = True,
     database: Backup | None = None,
 ) -> OtherParts:
-    """The sources of Redis and the files, nearest to `moment`. `database`: its backup, if the environment has one."""
+    """The sources of Redis and the files, nearest to `moment`; of Redis the one that loses least, where no earlier
+    point in time was asked for (`latest`). `database`: its backup, if the environment has one."""
     redis, files, fitness, survivor, kept = None, None, None, None, None
+    judged = read_live(env.redis) if env.has("redis") else None
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     if around:
         live = live_directory(env.redis)
         survivors = Survivors()
         if wants_survivor := redis_source != "backup" and "redis" not in without:
             survivors = redis_sources.find(report, env, around)
-        redis = _nearest(report, env, source, "redis", database, moment, live, "redis" in without, survivors)
+        newest = latest and redis_source == "auto"
+        redis = _nearest(
+            *(report, env, source, "redis", database, moment, live, "redis" in without, survivors), newest=newest
+        )
         damage = read_files(report, redis) if redis else []
         if wants_survivor:
             survivor = redis_sources.choose(
@@ -258,7 +284,26 @@ def choose_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return OtherParts(redis, files, fitness, around, survivor, kept, files_kept)
+    left = around and not (redis or survivor or kept) and live_directory(env.redis).is_dir() and answers(env.redis)
+    chosen = OtherParts(
+        *(redis, files, fitness, None if left else around, survivor, kept, files_kept),
+        redis_live=judged if redis or survivor else None,
+        redis_left=bool(left),
+    )
+    if other := other_master(env, chosen):
+        judge_kept(report, env, other)
+        report.fail_if_critical()
+    return chosen
+
+
+def other_master(env: Environment, chosen: OtherParts) -> Redis | None:
+    """Another server that is the master of Redis now, and whose data is replaced: it becomes a replica of the restored
+    data. A surviving copy that is restored needs no backup besides its capture."""
+    if not (chosen.redis_topology and (chosen.redis or chosen.redis_survivor)):
+        return None
+    found = living_master(env, chosen.redis_topology)
+    restored = chosen.redis_survivor.where if chosen.redis_survivor else ""
+    return found if found and found.address != restored else None
 
 
 def _live_files(
@@ -288,15 +333,18 @@ def _live_files(
     return found
 
 
-def captured(report: Report, permit: Permit, env: Environment, chosen: Parts) -> Parts:
+def captured(report: Report, permit: Permit, env: Environment, chosen: Parts, live: LiveRedis | None) -> Parts:
     """With the surviving copy of Redis's data as a proven backup, if it is the source. The services are stopped.
+    `live`: Redis just before its stop.
 
     Raises:
+        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
         OpsError: it cannot be read. Nothing live was replaced.
     """
-    if not chosen.redis_survivor:
+    if not (chosen.redis_survivor and live):
         return chosen
-    return replace(chosen, redis=redis_sources.capture(report, permit, env, chosen.redis_survivor))
+    backup, loss = redis_sources.capture(report, permit, env, chosen.redis_survivor, live)
+    return replace(chosen, redis=backup, redis_survivor=replace(chosen.redis_survivor, loss=loss))
 
 
 def _nearest(
@@ -309,19 +357,23 @@ def _nearest(
     live: Path,
     waived: bool,
     survivors: Survivors | None = None,
+    *,
+    newest: bool = False,
 ) -> Backup | None:
-    """The backup nearest to a point in time, of the database's environment, and the gap between the two. None
-    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and none of
-    the `survivors` is complete, only a waiver lets it start empty."""
+    """The backup nearest to a point in time, or the `newest`, of the database's environment, and the gap between the
+    two. None without a backup, or where it is waived: that part is not restored. Where its live data is missing too,
+    and none of the `survivors` is complete, only a waiver lets it start empty."""
     if waived:
         report.fact(BACKUP_OF[kind], f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
     name = database.manifest.environment if database else env.name
-    backup = catalogue.find_nearest.after(database)(store, kind, moment, name)
+    backup = catalogue.find_nearest.after(database)(store, kind, clock.now() if newest else moment, name)
     if not backup:
         _report_none(report, store, kind, live, survivors or Survivors())
         return None
+    if backup.failed:
+        report_failed(report, backup, backup)
     if not database:
         report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)})")
         return backup

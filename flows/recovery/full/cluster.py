@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
@@ -18,9 +18,10 @@ from flows.recovery.full.start import other_databases
 from flows.recovery.gate import AGAIN, require_confirmed
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
-from flows.recovery.point import swap
+from flows.recovery.point import server_state, swap
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
+from flows.recovery.unlogged import warn_emptied
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
@@ -46,7 +47,7 @@ Result = TypeVar("Result")
 class ClusterRun:
     """What a restore of the cluster needs. `databases`: the other databases that a person named: they are set back with
     the application's. `replaces`: whether there is live data. `fenced`: the live server, where it was stopped before
-    the copy was built."""
+    the copy was built; `settings`: its settings of databases and roles, before that."""
 
     report: Report
     permit: Permit
@@ -57,6 +58,7 @@ class ClusterRun:
     databases: Sequence[str] = ()
     replaces: bool = True
     fenced: FencedServer | None = None
+    settings: frozenset[str] | None = None
 
 
 @dataclass
@@ -103,6 +105,8 @@ def plan(
 def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:
     """Plan the staged copy of the cluster. `of`: as in `plan`."""
     assert option.replay
+    only = env.postgres.database if option.extracted_bytes else ""
+    warn_emptied(report, env, option.backup.manifest.environment, database=only)
     replay, content = option.replay, option.replay.origin.content
     links, wal = len(replay.found.links), replay.wal_bytes
     report.plan(
@@ -114,6 +118,8 @@ def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) 
     )
     replaying = point_build.expected_seconds(env, point_build.REPLAY, wal)
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying, by=[wait_recovered])
+    use: Literal["swap", "dump"] = "dump" if option.extracted_bytes else "swap"
+    point_build.judge_tablespaces(report, env, replay.origin, replay.stop, replay.instance.root / "wal", use)
     last = "the last transaction before the target" if replay.target.destruction else "the last transaction of the WAL"
     report.plan("prove", f"the copy is {of} cluster, with {last}", by=[read_standing])
 
@@ -198,9 +204,10 @@ def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopi
     report, env = run.report, run.env
     assert option.replay
     instance = option.replay.instance
-    _judge_others(run, instance)
+    _judge_others(run, option)
     flushing = flush_cluster.after(timeline).submit(instance)  # while the content is judged
     rows, name = point_build.compare(report, env, instance), env.postgres.database
+    server_state.judge_copy(report, run.settings, instance.postgres)
     databases = read_database_names(instance.postgres)
     copies = ClusterCopies(None, None, rows, option=option, timeline=timeline, databases=databases)
     if run.options.in_place:
@@ -223,13 +230,19 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
     found = read_end(replay.instance.postgres, run.env.postgres.database, options.tables.rows)
     if destroyed := target.destruction:
         has = found.oid == destroyed.database if destroyed.statement == "DROP DATABASE" else bool(found.oid)
-        if has and not found.emptied.lacks(destroyed.tables):
+        if has and not found.invalid and not found.emptied.lacks(destroyed.tables):
             return True
         options.rejected.add(destroyed.end.xid)
+        options.end = found if found.invalid else options.end  # an earlier DROP DATABASE was interrupted
         return False
     if options.end is None and not options.before and found.destroyed:
         options.end = found
         return False
+    if found.invalid:
+        raise VerificationFailed(
+            f"the database {run.env.postgres.database} is invalid in the copy: a DROP DATABASE had begun",
+            "choose an earlier target (before=TRANSACTION)",
+        )
     if not found.oid:
         raise VerificationFailed(
             f"the copy has no database {run.env.postgres.database}", "restore from a dump (method=dump)"
@@ -237,13 +250,17 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
     return True
 
 
-def _judge_others(run: ClusterRun, instance: PrivateInstance) -> None:
-    """The swap replaces every database of the cluster: those that nobody named may not be set back."""
+def _judge_others(run: ClusterRun, option: RestoreOption) -> None:
+    """Judge the swap of every database of the cluster. Those that nobody named may not be set back: they go to the end
+    of the WAL with a server that was stopped before, or nothing of them is there."""
+    assert option.replay
     if not run.options.in_place:
         return
-    others = other_databases(run.env, read_server(instance.postgres))
-    if others and not run.replaces:
-        run.report.fact("other databases restored too", ", ".join(others))
+    postgres = option.replay.instance.postgres
+    others = other_databases(run.env, read_server(postgres), postgres)
+    at_the_end = bool(run.fenced) and option.replay.target.is_the_end
+    if others and (not run.replaces or at_the_end):
+        run.report.fact("other databases restored too", f"{', '.join(others)}" + ", to the end of the WAL" * at_the_end)
         return
     others = tuple(one for one in others if one not in run.databases)
     if others and LOGICAL in run.options.kinds:  # method=cluster sets back what was named, and nothing else
@@ -292,7 +309,8 @@ def swapping_in(
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise
-        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
+        undo = swap.undo_of(env.postgres, cluster.kept)
+        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies), undo)
         services.last = cluster.last
         services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)

@@ -109,7 +109,7 @@ def _judge_stopped(
 
     def offer(postgres: Postgres, server: Server) -> None:
         nonlocal others
-        others = other_databases(env, server)
+        others = other_databases(env, server, postgres)
         _judge_offer(report, env, backup, server, jobs, on=postgres)
 
     _judge_offline(report, env, backup, offer, absent=absent)
@@ -126,6 +126,7 @@ def judge_standby(report: Report, env: Environment) -> None:
             hint,
             value=f"{env.standby.host}:{env.standby.port} answers",
             follow=[Next("postgres-failover", "promote the standby", {"mode": "unplanned"})],
+            alternative=True,
         )
 
 

@@ -22,7 +22,7 @@ from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import build as point_build
-from flows.recovery.point import choice, swap
+from flows.recovery.point import choice, server_state, swap
 from flows.recovery.restore_option import LOGICAL, PHYSICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import (
     ClusterServices,
@@ -66,6 +66,7 @@ class ClusterParameters:
     jobs: int
     advance: bool
     accept: Sequence[str]
+    timeline: int
 
 
 @dataclass
@@ -109,7 +110,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     before = given.before or gate.begun_before(env)
     if before != given.before:
         report.fact("decision of a killed run", f"before={before}")
-    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before)
+    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before, timeline=given.timeline)
     require_known(env, env.name, given.backup, stores=given.source)
     if _has_base_backups(options, asked=asked):
         return options
@@ -145,14 +146,15 @@ def decide(
     state, silence = read_presence(env)
     others = list[str]()
     if state == "up":
-        others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
+        there = other_databases(env, read_server(env.postgres), env.postgres)
+        others = [one for one in there if one not in given.databases]
     if others and given.method == "cluster":
         cluster.judge_others(report, others)
         report.fail_if_critical()
     if others:
         report.fact("other databases, not changed", f"{', '.join(others)} (`databases` names those to set back too)")
     options.others = others
-    choice.ship(report, env, given.source)
+    options.acknowledged = choice.ship(report, env, given.source)
     option = options.choose()
     if not option.replay:
         return None
@@ -209,7 +211,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
+        choose.undo_of(env, chosen, restore.found.presence, "" if option.extracted_bytes else "undo-full-restore"),
         (restore.options.loss, *choose.losses_of_others(chosen)),
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
@@ -260,10 +262,6 @@ def _finish_cluster(
     report, env = run.report, run.env
 
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
-        live = env.postgres.data_directory
-        services.undo = (
-            f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
-        )
         with remembering, cluster.swapping_in(run, copies, services, server):
             pass
         cluster.start_cluster(run, copies, services, server)
@@ -317,9 +315,10 @@ def _build(
             services.stop()
         if restore.chosen.redis_survivor:
             services.stop_redis()
-        restore.chosen = choose.captured(report, permit, env, restore.chosen)
+        restore.chosen = choose.captured(report, permit, env, restore.chosen, services.redis_live)
         parts = ClusterRun(
-            *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
+            *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces),
+            settings=server_state.read_live_settings(env),
         )
         if option.extracted_bytes:
             if up and _is_to_the_end(restore):
@@ -360,7 +359,7 @@ def _newest(
     option, up = restore.option, restore.found.presence == "up"
     assert option.replay
     if option.extracted_bytes and up and _is_to_the_end(restore):
-        choice.ship(report, env, given.source)
+        restore.options.acknowledged = choice.ship(report, env, given.source)
     origin = option.replay.origin
     if _is_to_the_end(restore) and choice.with_newest(origin) is not origin:
         return restore.options.again(option, building)

@@ -22,7 +22,7 @@ from tasks.postgres.restore.superseded import KEPT
 from tasks.postgres.server.log_reasons import LogReason, find_reason, own_log
 from tasks.postgres.server.new_cluster import create_cluster
 from tasks.postgres.server.requirements import read_offline_requirements
-from tasks.postgres.server.server import Server
+from tasks.postgres.server.server import Server, has_tables
 
 START_SECONDS = 60.0
 RECOVERY_SECONDS = 12 * 3600.0
@@ -30,10 +30,19 @@ LOG_LINES = 200
 DAMAGE = "damage"
 
 
-def other_databases(env: Environment, server: Server) -> tuple[str, ...]:
-    """The databases of the server that are neither the environment's, its maintenance database nor a replaced copy."""
-    ours = {env.postgres.database, env.postgres.maintenance_database, "postgres"}
-    return tuple(sorted(name for name in server.databases if name not in ours and not KEPT.search(name)))
+def other_databases(env: Environment, server: Server, on: Postgres) -> tuple[str, ...]:
+    """The databases of the server `on` that are neither the environment's nor a replaced copy. The maintenance database
+    and `postgres` count if they have tables, or cannot be read."""
+    spare = {env.postgres.maintenance_database, "postgres"}
+    names = [name for name in server.databases if name != env.postgres.database and not KEPT.search(name)]
+    return tuple(sorted(name for name in names if name not in spare or _may_have_tables(on, name)))
+
+
+def _may_have_tables(postgres: Postgres, database: str) -> bool:
+    try:
+        return has_tables(postgres, database)
+    except OpsError:
+        return True
 
 
 def plan_of(others: tuple[str, ...] | None) -> str:

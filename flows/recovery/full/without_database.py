@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from blocks.environment import START_ORDER, STOP_ORDER, Environment, Stores
+from blocks.environment import START_ORDER, Environment, Stores
 from flows.recovery.full import bring_up, build, choose
 from flows.recovery.full.choose import OtherParts
-from flows.recovery.full.database_server import judge_roles
+from flows.recovery.full.database_server import FoundServer, judge_roles
 from flows.recovery.stopped_services import SystemServices, started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from flows.redis.restore.steps import plan_detaching
@@ -45,8 +45,9 @@ def restore(
     chosen = choose.choose_others(
         report, env, moment, source, without, redis_source, files_source, latest=wanted == LATEST
     )
-    running = read_services(env.services, env.services_in(START_ORDER)).running
-    report.fact("services found running", ", ".join(role for role, runs in running.items() if runs) or "none")
+    states = read_services(env.services, env.services_in(START_ORDER))
+    running = ", ".join(role for role, runs in states.running.items() if runs) or "none"
+    report.fact("services found running", running)
     judge_roles(report, env)
     if not (chosen.backups or chosen.redis_survivor):
         report.fail_if_critical()
@@ -56,15 +57,7 @@ def restore(
     choose.pin_others(report, env, chosen)
     permit = report.permit(*chosen.acts(env), effect=_effect(report, chosen))
     report.fail_if_critical()
-    report.state_is(
-        "nothing live was replaced; services are as they were found", "fix the findings above, then run this again"
-    )
-    services = SystemServices(
-        *(report, env, [role for role in STOP_ORDER if running.get(role)], permit),
-        permit=permit,
-        topology=chosen.redis_topology,
-        redis_kept=chosen.redis_kept,
-    )
+    services = bring_up.system_services(report, permit, env, chosen, FoundServer("absent", states, None), permit)
     _carry_out(report, permit, env, chosen, services, stop_services)
 
 
@@ -112,7 +105,9 @@ def _effect(report: Report, chosen: OtherParts) -> Effect:
         f"the files go back to {clock.short(chosen.files.manifest.taken)}" if chosen.files else "",
     ]
     down = seconds_from(report.plan_steps, "stop services")
-    return Effect(", ".join(filter(None, what)), choose.undo_of(chosen), choose.losses_of_others(chosen), down)
+    return Effect(
+        ", ".join(filter(None, what)), ", ".join(choose.undo_of_others(chosen)), choose.losses_of_others(chosen), down
+    )
 
 
 def _carry_out(
@@ -124,7 +119,7 @@ def _carry_out(
             services.stop()
         if survivor:
             services.stop_redis()
-        chosen = choose.captured(report, permit, env, chosen)
+        chosen = choose.captured(report, permit, env, chosen, services.redis_live)
         copies = build.build_others(permit, env, chosen)
         build.prove_others(report, env, chosen, copies)
         services.stop()

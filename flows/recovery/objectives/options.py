@@ -45,7 +45,8 @@ from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.application.staged_files import superseded_files
-from tasks.host.disk import disk_on
+from tasks.cluster.kept import find_kept_clusters
+from tasks.host.disk import disk_on, is_here
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.tables.kept import find_superseded_tables
 from tasks.recovery_points.backups import TAKEN_BY
@@ -376,6 +377,8 @@ def _regions(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
 def _undos(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
     """What an earlier restore replaced, and kept: as of that restore."""
     undo = partial(_undo, env)
+    for aside in find_kept_clusters(env.postgres)[:1] if is_here(env.postgres.host) else ():
+        yield undo("undo-full-restore", "the PostgreSQL cluster of before the restore", aside.name, _changed(aside))
     if reach.written.end:
         with contextlib.suppress(OpsError, psycopg.Error):
             for old in find_superseded(env.postgres)[:1]:

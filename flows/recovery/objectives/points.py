@@ -24,6 +24,7 @@ from tasks.recovery_points.following import read_replica_point, read_unchanged, 
 from tasks.recovery_points.point import Danger, Point, Resource, best_of
 from tasks.recovery_points.samples import read_samples
 from tasks.recovery_points.wal import WrittenWal
+from tasks.redis.position import keep_position
 
 SHOW_OPTIONS = (Next("show-recovery-options", "compare every recovery option"),)
 RESOURCES: tuple[Resource, ...] = get_args(Resource)
@@ -90,6 +91,7 @@ def read_recovery_points(env: Environment) -> RecoveryPoints:
         points += unchanged_since(of_backups, *unchanged.result()) if unchanged and resource == "files" else of_backups
     if replica and (point := replica.result()):
         points.append(point)
+        keep_position(env.redis, env.reports_directory)
     return RecoveryPoints(written.asked, tuple(points), stored, written, samples.result())
 
 

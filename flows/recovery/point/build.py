@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from blocks.environment import Environment
 from flows.database.base_backup import wal_of
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.point.target import epochs
+from flows.recovery.point.target import epochs, warn_prepared
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.guard.permit import CarriesOut
 from runbook.kinds import Pending, action
-from runbook.report import Report
+from runbook.report import Report, Status
+from runbook.units import first_of
 from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.instance import PrivateInstance
-from tasks.cluster.recovery import RecoveryProgress, read_standing, wait_recovered
+from tasks.cluster.recovery import RecoveryProgress, read_prepared, read_standing, wait_recovered
+from tasks.cluster.tablespaces import find_created, read_names
 from tasks.cluster.target import Stop
+from tasks.host.disk import is_here
 from tasks.postgres.content.content import read_counts
 from tasks.recovery_points.estimate import estimate
 from tasks.recovery_points.samples import read_samples
@@ -26,7 +31,8 @@ from tasks.stores.directory import told
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import Link
 from tasks.wal.archive.fetch import fetch_histories
-from tasks.wal.format.names import lsn_text
+from tasks.wal.format.names import Timeline, lsn_text
+from tasks.wal.reading.waldump import Commit
 
 BUILD, REPLAY = "cluster build", "WAL replay"
 _BYTES_A_SECOND = {BUILD: 150e6, REPLAY: 150e6}
@@ -64,7 +70,7 @@ def build(
     data directory, where `begin` has begun it."""
     built = (building or begin(env, instance, origin)).result()
     report.measure(BUILD, origin.content.bytes, built.seconds)
-    place_wal.after(built)(instance, origin.archive, links, wal)
+    place_wal.after(built)(instance, origin.archive, links, wal, origin.chain.timeline)
     return built
 
 
@@ -74,9 +80,13 @@ def begin(env: Environment, instance: PrivateInstance, origin: PointOrigin) -> P
 
 
 @action(idempotent=True)
-def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link], wal: Path) -> int:
+def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link], wal: Path, timeline: Timeline) -> int:
     """Move the fetched segments and every timeline history into the copy's `pg_wal`, from which PostgreSQL replays
     them: only as many as the target needs. Returns how many.
+
+    A segment in which a timeline begins is placed as the older timelines' too. It starts with a copy of their WAL, and
+    there PostgreSQL reads a prepared transaction again while it replays the older timeline.
+    src/backend/access/transam/xlogutils.c: read_local_xlog_page
 
     Raises:
         VerificationFailed: a history is damaged.
@@ -84,7 +94,10 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
     with told(instance.wal):
         for link in links:
             if (source := wal / link.segment.name).exists():
-                source.replace(instance.wal / link.segment.name)
+                source.replace(placed := instance.wal / link.segment.name)
+                for older in timeline.candidates(link.segment.number, link.segment.bytes):
+                    if older.timeline < link.segment.timeline:
+                        shutil.copyfile(placed, instance.wal / older.name)  # no link: PostgreSQL reuses its files
         failpoint("cluster: WAL placed")
     fetch_histories(archive, instance.wal)
     return len(links)
@@ -94,9 +107,46 @@ BUILDS: tuple[CarriesOut, ...] = (build_instance, place_wal)
 """The steps of `build`, for a plan."""
 
 
-def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
+def judge_tablespaces(
+    report: Report, env: Environment, origin: PointOrigin, stop: Stop, wal: Path, use: Literal["swap", "dump"]
+) -> None:
+    """Report the tablespaces that the WAL up to the target creates; the base backup has none. `wal`: the directory of
+    the fetched segments. `use` of the copy: it becomes the live data, or it is dumped into the live server."""
+    created = find_created(wal, stop.lsn or origin.content.stop)
+    if not created:
+        return
+    names, here = read_names(env.postgres), is_here(env.postgres.host)
+    missing = [one.path for one in created if here and not Path(one.path).is_dir()]
+    shown = [
+        f"{names.get(one.oid, f'OID {one.oid}')} in {one.path}" + " (missing)" * (one.path in missing)
+        for one in created
+    ]
+    hint = "nothing to do: the copy has their files in its own directory, and does not use the live ones"
+    if use == "swap":
+        hint = (
+            "nothing to do: the restored cluster has each in a new directory next to its data directory, with every "
+            "row that the WAL has. Afterwards move their tables into pg_default (ALTER TABLE … SET TABLESPACE): "
+            "backup-cluster takes no base backup of a cluster with tablespaces"
+        )
+    elif missing:
+        hint = f"as {env.postgres.os_user}: mkdir -m 700 {missing[0]}: the live server makes the tables there"
+    worst = Status.CRITICAL if use == "dump" and missing else Status.WARN
+    report.fail(MADE_SINCE, hint, value=first_of(shown), expected="none", worst=worst)
+
+
+MADE_SINCE = "tablespaces made since the base backup"
+
+
+def prove(
+    report: Report,
+    instance: PrivateInstance,
+    origin: PointOrigin,
+    stop: Stop,
+    commits: Sequence[Commit] | None = None,
+) -> None:
     """Prove on the paused copy that it is this cluster, isolated, and exactly between the two transactions. No table is
-    read: until the promotion, a transaction after the target (a TRUNCATE, a DROP) may hold a lock on it.
+    read: until the promotion, a transaction after the target (a TRUNCATE, a DROP) may hold a lock on it. `commits`:
+    those that were read of the WAL; None: the caller judges the application's database.
 
     Raises:
         RunbookFailed: it is not at the target. Nothing live was touched.
@@ -126,7 +176,29 @@ def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: 
         expected=f"the target, LSN {lsn_text(stop.lsn)}" if stop.lsn else "the end of the base backup",
     )
     _judge_sides(report, found, stop)
+    _judge_invalid(report, found.invalid, instance.postgres.database, stop, commits)
     report.fail_if_critical()
+
+
+def _judge_invalid(
+    report: Report, invalid: Mapping[int, str], application: str, stop: Stop, commits: Sequence[Commit] | None
+) -> None:
+    """Databases that nobody can connect to. The application's is never one of them; nor is one that a transaction after
+    the target drops: the target is inside that DROP DATABASE. Others are what an interrupted one left behind."""
+    named = [name for name in invalid.values() if commits is not None or name != application]
+    drops = [one for one in commits or () if one.dropped in invalid and one.lsn >= stop.lsn]
+    is_inside = bool(drops) or application in named
+    earlier = f"by=before_transaction target={drops[0].xid}" if drops else "an earlier target"
+    report.require(
+        "databases of the copy",
+        not named,
+        f"a DROP DATABASE had begun before the target: run it again with {earlier} to recover the database"
+        if is_inside
+        else "nothing to do if they are not needed: an interrupted DROP DATABASE left them; drop them again",
+        value=f"invalid: {', '.join(named)}" if named else "",
+        expected="none is invalid",
+        worst=Status.CRITICAL if is_inside else Status.WARN,
+    )
 
 
 def _judge_sides(report: Report, found: RecoveryProgress, stop: Stop) -> None:
@@ -154,7 +226,11 @@ def _judge_sides(report: Report, found: RecoveryProgress, stop: Stop) -> None:
 
 
 def compare(report: Report, env: Environment, instance: PrivateInstance) -> dict[str, int]:
-    """Show what would change. A live server that is down is no obstacle. Returns the rows in the copy by table."""
+    """Show what would change. A live server that is down is no obstacle. Returns the rows in the copy by table.
+
+    The copy is promoted: from then on it shows its prepared transactions, also those that are older than its WAL.
+    """
+    warn_prepared(report, read_prepared(instance.postgres))
     copy = dict(read_counts(instance.postgres, instance.postgres.database).rows)
     try:
         live: dict[str, int] = dict(read_counts.work(env.postgres, env.postgres.database).rows)

@@ -17,12 +17,13 @@ from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.cluster.target import RecoveryTarget
 from tasks.pgbackrest.backup import require_kept
-from tasks.wal.archive.archive import Archive, ArchiveListing, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing
 from tasks.wal.archive.continuity import Chain, chain_from, require_begun
 from tasks.wal.archive.destinations import archive_of, ship_now
 from tasks.wal.archive.rescue import ship_server_wal
+from tasks.wal.branch import timeline_in_use
 from tasks.wal.format.names import Timeline, lsn_text
-from tasks.wal.receiver import wait_received
+from tasks.wal.receiver import read_flushed, wait_received
 
 AUTO = "auto"
 
@@ -30,12 +31,14 @@ AUTO = "auto"
 @dataclass(frozen=True)
 class PointOrigin:
     """The base backup (the last of `whole`, after those that it depends on) and the WAL after it. `oldest`: the backup
-    with which the reachable time begins."""
+    with which the reachable time begins. `unread`: why the WAL lacks commits that the primary has acknowledged ("":
+    it lacks none of those before the run asked)."""
 
     whole: tuple[Backup, ...]
     archive: Archive
     chain: Chain
     oldest: Backup
+    unread: str = ""
 
     @property
     def backup(self) -> Backup:
@@ -48,11 +51,13 @@ class PointOrigin:
         return cluster_in(self.backup)
 
 
-def ship(report: Report, env: Environment, source: Stores) -> None:
-    """Ship the receiver's tail into the archive: only the receiver has the newest acknowledged writes."""
+def ship(report: Report, env: Environment, source: Stores) -> int:
+    """Ship the receiver's tail into the archive: only the receiver has the newest acknowledged writes. Returns the LSN
+    that the archive must reach then: the primary may have acknowledged everything before it. 0: no primary answers."""
     if not env.has("wal"):
         report.warn("archived WAL", "add [wal] to the environment's TOML", value="[wal] is missing")
-        return
+        return 0
+    acknowledged = read_flushed(env.postgres)
     streams = env.wal.method != "archive_command" and wait_received(env.postgres, env.wal.name)
     if not streams and env.wal.method != "archive_command" and nodes.ask(env.postgres):
         report.warn(
@@ -65,11 +70,12 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
     except OpsError as error:
         hint = "check the receiver's directory: WAL that is only there cannot be restored"
         report.warn("newest WAL of the receiver", error.hint or hint, value=error.message)
-        return
+        return acknowledged
     if done.refused:
         report.warn("newest WAL of the receiver", "check these files before you delete them", value=done.refused[0])
     if not streams:
         _ship_server_wal(report, env, source)
+    return acknowledged
 
 
 def _ship_server_wal(report: Report, env: Environment, source: Stores) -> None:
@@ -83,7 +89,8 @@ def _ship_server_wal(report: Report, env: Environment, source: Stores) -> None:
     if done.put:
         report.fact("WAL shipped from the server's pg_wal", ", ".join(done.put))
     if done.refused:
-        report.warn("newest WAL of the server", "check these files before you delete them", value=done.refused[0])
+        hint = "copy them to a safe place before you delete them: WAL that is only there is not restored"
+        report.warn("newest WAL of the server", hint, value=done.refused[0])
 
 
 def ship_rest(report: Report, env: Environment) -> None:
@@ -112,8 +119,10 @@ def choose_origin(
     source: Stores,
     *,
     of: str = "",
+    acknowledged: int = 0,
 ) -> PointOrigin:
-    """The newest base backup from which the target can be reached. `of`: the other environment that took the backups.
+    """The newest base backup from which the target can be reached. `of`: the other environment that took the backups;
+    `acknowledged`: the LSN that the WAL must reach if the target is its newest point.
 
     Raises:
         OpsError: there is none, or no WAL after it.
@@ -126,7 +135,7 @@ def choose_origin(
     first = cluster_in(candidates[-1])
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
     listing = archive.listing()
-    history = timeline_in(archive, listing, timeline)
+    history = timeline_in_use(env, archive, listing, first.system, timeline, of=candidates[-1].manifest.environment)
     usable = [one for one in candidates if is_on(history, cluster_in(one))]
     if not usable:
         there = ", ".join(sorted({str(cluster_in(one).timeline) for one in candidates}))
@@ -146,7 +155,26 @@ def choose_origin(
     _report_results(report, whole, chain, oldest, archive)
     if not of:
         judge_origin(report, env, chosen, wanted)
-    return PointOrigin(tuple(whole), archive, chain, oldest)
+    unread = ""
+    if target.by == "latest" and not timeline and (live := nodes.ask(env.postgres)) and live.system == content.system:
+        unread = _unread(report, chain, acknowledged)
+    return PointOrigin(tuple(whole), archive, chain, oldest, unread)
+
+
+def _unread(report: Report, chain: Chain, acknowledged: int) -> str:
+    if not acknowledged or chain.reaches(acknowledged):
+        return ""
+    why = (
+        f"the archived WAL ends at {lsn_text(chain.end)}, and the primary had written up to {lsn_text(acknowledged)} "
+        "when this run asked it"
+    )
+    report.warn(
+        "WAL up to the newest commit",
+        "fix what kept the newest WAL out of the archive (the findings above), then run this again: the commits after "
+        "that point are not restored",
+        value=why,
+    )
+    return why
 
 
 def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: ArchiveListing, history: Timeline) -> Backup:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -19,8 +20,9 @@ from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
+from flows.recovery import unlogged
 from flows.recovery.gate import Copy, fence_cluster, planned_loss
-from flows.recovery.point import build, choice, swap
+from flows.recovery.point import build, choice, server_state, swap
 from flows.recovery.point import target as point_target
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
@@ -30,9 +32,10 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.effect import Effect, NoUndo, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -76,13 +79,14 @@ def restore_to_point(
     the target and the first one after it. The paused copy must have the first of the two and not the second; only then
     does the run touch live data. With mode=swap the copy replaces the live directory: services stop for seconds, and
     the old directory is kept. With mode=tables restore-tables replaces the rows of the chosen tables: nothing stops,
-    and newer rows of other tables stay.
+    and newer rows of other tables stay. It refuses unlogged tables: a recovered copy has none of their rows.
 
     It refuses a target outside the archive, and WAL that is missing, damaged or from another cluster. The report then
     has the oldest and the newest reachable point.
 
     A swap starts a new timeline: take a base backup (backup-cluster) and rebuild the standby (rejoin-standby). Undo:
-    the old data directory is kept. Evidence: the transactions on both sides of the target, rows in the copy and live.
+    undo-full-restore, which puts the kept data directory back. Evidence: the transactions on both sides of the target,
+    rows in the copy and live.
 
     Departs from the manual, which only has the last night's dump and drops the live database first.
 
@@ -94,7 +98,7 @@ def restore_to_point(
         mode: swap: replace the whole cluster; tables: put back only the rows of tables
         tables: Required for mode=tables: names of tables (schema.table)
         backup: auto, or the name of a base backup (base_YYYYMMDD_HHMMSS)
-        timeline: Timeline to follow. 0: the newest in the archive
+        timeline: Timeline to follow. 0: the one in use
         source: Store. copies: the replica store
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
@@ -110,8 +114,8 @@ def restore_to_point(
         root = root_for(env.postgres)
         if sweep_instance(root):
             report.fact("deleted", f"{root}, left by an earlier run")
-        choice.ship(report, env, source)
-        origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
+        acknowledged = choice.ship(report, env, source)
+        origin = choice.choose_origin(report, env, wanted, backup, timeline, source, acknowledged=acknowledged)
         report.pin("backup", origin.backup.name)
         report.pin("timeline", origin.chain.timeline.number)
         judge_version(report, env, origin.backup)
@@ -123,6 +127,10 @@ def restore_to_point(
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
         _plan(report, env, origin, found, by, mode, tables)
+        if mode == "swap":
+            unlogged.warn_emptied(report, env, stores=source)
+        else:
+            unlogged.judge_named(report, env, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(*acts, effect=_effect(report, env, _copy(env, origin, found), found, by, mode, tables))
@@ -132,7 +140,7 @@ def restore_to_point(
             _swap(report, permit, env, origin, instance, found, wanted, source)
         else:
             build.build(report, env, instance, origin, found.links, root / "wal")
-            _copy_back(report, env, origin, instance, stop, tables, len(found.links))
+            _copy_back(report, env, origin, instance, stop, tables, found)
     return report
 
 
@@ -164,6 +172,8 @@ def _plan(
         seconds=build.expected_seconds(env, build.REPLAY, wal),
         by=[wait_recovered],
     )
+    assert found.stop
+    build.judge_tablespaces(report, env, origin, found.stop, root / "wal", "swap" if mode == "swap" else "dump")
     sides = "the copy has the last transaction before the target, and not the first after it"
     report.plan("prove", sides, by=[read_standing])
     if mode == "swap":
@@ -191,8 +201,12 @@ def _effect(
         down, lost = seconds_from(report.plan_steps, "stop services"), Loss.everything_since(copy.part, since)
         if by == "latest" or not found.more:
             lost = planned_loss(env, copy, found.lost, to_the_end=by == "latest")
-        return Effect(f"{what} go back to {when}", "rename the kept data directory", (lost,), down)
+        is_there = Path(env.postgres.data_directory).is_dir()
+        undo = "undo-full-restore" if is_there else NoUndo("the data directory is missing, so nothing is kept")
+        return Effect(f"{what} go back to {when}", undo, (lost,), down)
     lost = Loss.everything_since(what, since)
+    if by == "latest" and copy.origin.unread:
+        lost = Loss.not_known(what, copy.origin.unread)
     locked = "the tables are locked for the swap"
     return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", (lost,), locked)
 
@@ -208,6 +222,7 @@ def _swap(
     source: Stores,
 ) -> None:
     services, wal, fenced = read_cluster_services(report, env), instance.root / "wal", None
+    settings = server_state.read_live_settings(env)
     building = build.begin(env, instance, origin)  # while the services stop
     with started_on_failure(services):
         if wanted.by == "latest":  # with what is written until the fence
@@ -220,9 +235,10 @@ def _swap(
         build.build(report, env, instance, origin, found.links, wal, building)
         with running(instance, copy.stop, origin.chain.timeline.number, unsynced=True):
             build.recover(report, instance, origin, links)
-            build.prove(report, instance, origin, copy.stop)
+            build.prove(report, instance, origin, copy.stop, found.commits)
             timeline = swap.promote(env, instance)
             build.compare(report, env, instance)
+            server_state.judge_copy(report, settings, instance.postgres)
             copy = replace(copy, names=read_database_names(instance.postgres))
         sync_cluster(instance)
         swap.swap(report, permit, env, instance, services, timeline, copy, fenced)
@@ -240,11 +256,11 @@ def _copy_back(
     instance: PrivateInstance,
     stop: Stop,
     tables: list[str],
-    links: int,
+    found: FoundTarget,
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
+        build.recover(report, instance, origin, len(found.links))
+        build.prove(report, instance, origin, stop, found.commits)
         promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
         build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
@@ -252,6 +268,7 @@ def _copy_back(
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
     report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
+    report.undo_is(Next("undo-restore-tables"))
     report.outcome = f"{', '.join(tables)} have the rows of the target time ({done.outcome})"
 
 
@@ -288,6 +305,7 @@ def plan(report: Report, tables: Sequence[str]) -> None:
 def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], at: datetime) -> Backup:
     """Dump the copy's tables into the environment's store, as a backup with the target's time."""
     started = time.monotonic()
+    unlogged.require_logged(report, instance.postgres, tables)
     found = choose_tables(instance.postgres, tables)
     store = store_for(env, "tables")
     name, directory = publishing.begin(store, "tables", env.name, env.zone)

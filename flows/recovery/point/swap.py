@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
+from blocks.postgres.server import Postgres
 from flows.application.health_checks import report_health, report_smoke
+from flows.branch import record_branch
 from flows.database.waiting_commits import free_commits
 from flows.recovery import gate
+from flows.recovery.point import server_state
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
 from runbook.errors import Unreachable
@@ -56,6 +60,7 @@ def plan_stop(report: Report, env: Environment) -> None:
 
 def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
     """Plan the swap. `stopped`: the application and the servers are stopped already."""
+    server_state.plan(report, env)
     live = env.postgres.data_directory
     report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
     sync = "every file is on disk before the swap: it is recovered without fsync"
@@ -87,17 +92,18 @@ def swap(
     copy: gate.Copy,
     fenced: FencedServer | None = None,
 ) -> Loss:
-    """Fence the live server unless it is, pass the gate, and rename. Returns what is lost.
+    """Fence the live server unless it is, pass the gate, rename, and record the new timeline. Returns what is lost.
 
     Raises:
         LossExceeded: more than was confirmed. Nothing live was replaced.
     """
     primary = env.postgres  # not read again: the server is down from here on
+    server_state.rehearse(report, env, instance)
     loss = gate.pass_cluster(report, env, services, copy, fenced)
     report.state_is(
         f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
-        f"run it again with confirm={env.name}: it restores everything from the start. To undo it instead, rename the "
-        "newest ….superseded_… back and start the services",
+        f"run it again with confirm={env.name}: it restores everything from the start. To go back instead, run "
+        "undo-full-restore",
     )
     done = swap_cluster.after(services.last)(permit, primary, instance)
     services.swapped.append("cluster")
@@ -111,17 +117,29 @@ def swap(
         "do not restore again: that loses what was written since. Start the services in the order postgres, WAL "
         "receiver, backend, frontend, then run backup-cluster",
     )
+    if done.tablespaces:
+        report.warn(
+            "tablespaces of the restored cluster",
+            f"their former directories belong to {done.kept or 'the lost data'}: delete them together with it",
+            value=", ".join(f"OID {oid} in {path}" for oid, path in done.tablespaces.items()),
+        )
     if env.has("wal"):
         wal = Path(env.wal.directory)
         services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
         services.kept += [str(aside)] if aside else []
+        origin = copy.origin
+        left = [origin.chain.timeline.number]
+        record_branch(report, env, origin.content.system, timeline, left, after=services.last)
     return loss
 
 
-def start(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:
-    """Start the server and the WAL receiver, then the application."""
+def start(
+    report: Report, permit: Permit, env: Environment, services: ClusterServices, *, has_statistics: bool = False
+) -> None:
+    """Start the server and the WAL receiver, then the application. `has_statistics`: the planner's, of its own."""
     start_server(report, permit, env, services)
-    analyze.after(services.last)(env.postgres, env.postgres.database, 2)
+    if not has_statistics:
+        analyze.after(services.last)(env.postgres, env.postgres.database, 2)
     services.all_started()
     roles = env.services_in(("backend", "frontend"))
     if roles:
@@ -182,6 +200,14 @@ def _judge_receiver(report: Report, env: Environment) -> None:
         report.passed("WAL receiver", value="streams the new timeline")
 
 
+def undo_of(primary: Postgres, kept: Sequence[str]) -> Next | None:
+    """The undo of a swap, by the directory that it kept; None where there was no data directory."""
+    names = [
+        Path(one).name for one in kept if Path(one).name.startswith(f"{Path(primary.data_directory).resolve().name}.")
+    ]
+    return Next("undo-full-restore", "", {"kept": names[0]}) if names else None
+
+
 def report_follow_up(
     report: Report,
     env: Environment,
@@ -195,11 +221,8 @@ def report_follow_up(
     primary = env.postgres
     report.fact("timeline", f"{timeline} (from timeline {origin.chain.timeline.number})")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
-    report.fact(
-        "undo",
-        f"stop the services, move {primary.data_directory} away, rename the kept one to it, start the services: "
-        "this loses the writes since the swap",
-    )
+    if not report.undo and (undo := undo_of(primary, services.kept)):
+        report.undo_is(undo)
     report.warn(
         "no base backup of the new timeline",
         f"take one now: until then a recovery starts from {origin.backup.name}",

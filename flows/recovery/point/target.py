@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -12,12 +12,16 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.report import Report, Status
 from tasks.cluster.content import cluster_in
-from tasks.cluster.target import RecoveryTarget, Stop, find_stop
+from tasks.cluster.target import RecoveryTarget, Stop, find_stop, find_stop_at
 from tasks.stores.directory import told
 from tasks.wal.archive.continuity import Link
 from tasks.wal.format.names import lsn_text
+from tasks.wal.format.pages import Files
 from tasks.wal.reading.decode import Behind, Reader, copies_of
-from tasks.wal.reading.waldump import Commit
+from tasks.wal.reading.destruction import MARKS_SINCE, begin_of_drop
+from tasks.wal.reading.waldump import Commit, PreparedTransactions
+
+PREPARED = "prepared transactions at the target"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class FoundTarget:
     `links`: the segments that it needs. `newest`: the newest commit that was read. `lost`: how many commits follow the
     stop (`more`: others were not read). `damage`: why reading ended early; `behind`: what lies after that.
     `undecodable`: the segment that does not decode. `replaced`: segments that were read from an intact copy.
-    `commits`: every commit that was read."""
+    `commits`, `prepared`: every commit that was read, and the transactions that were prepared for one."""
 
     stop: Stop | None
     links: tuple[Link, ...]
@@ -39,6 +43,7 @@ class FoundTarget:
     undecodable: Link | None = None
     replaced: tuple[Link, ...] = ()
     commits: tuple[Commit, ...] = ()
+    prepared: PreparedTransactions = field(default_factory=PreparedTransactions)
 
 
 @probe
@@ -64,6 +69,9 @@ def find_in_wal(env: Environment, origin: PointOrigin, target: RecoveryTarget, d
         if stop := find_stop(target, reader.commits, content.stop, reader.end, whole=reader.is_whole):
             break
     commits = reader.commits
+    if stop:
+        files = [(link.segment, directory / link.segment.name) for link in reader.read]
+        stop = before_drops(env, origin, stop, commits, files)
     after = [one for one in commits if stop and one.lsn >= stop.lsn and one != stop.before and stop.lsn]
     is_cut_off = reader.is_whole or bool(reader.damage)  # otherwise the target was found before
     return FoundTarget(
@@ -77,7 +85,43 @@ def find_in_wal(env: Environment, origin: PointOrigin, target: RecoveryTarget, d
         reader.undecodable,
         tuple(reader.replaced),
         tuple(commits),
+        reader.prepared,
     )
+
+
+def report_prepared(report: Report, found: FoundTarget, stop: Stop) -> None:
+    """The transactions that are prepared at the target: neither committed nor rolled back."""
+    warn_prepared(report, found.prepared.left_at(stop.lsn + stop.inclusive))
+
+
+def warn_prepared(report: Report, names: Sequence[str]) -> None:
+    """Name transactions that are prepared at the target, once."""
+    if names and not any(one.name == PREPARED for one in report.findings):
+        report.warn(
+            PREPARED,
+            "when the server runs again, find out from the application that prepared them what it decided, and run "
+            "COMMIT PREPARED or ROLLBACK PREPARED for each: until then they hold their locks",
+            value=", ".join(names),
+            expected="none",
+        )
+
+
+def before_drops(env: Environment, origin: PointOrigin, stop: Stop, commits: Sequence[Commit], files: Files) -> Stop:
+    """The stop before the first trace of a DROP DATABASE that commits after it: from that trace on the database is
+    invalid, although the transaction has not committed. A stop after a record stays: it must include that record.
+
+    Raises:
+        VerificationFailed: the trace is not in the WAL.
+    """
+    content, there = origin.content, [one for one in commits if one.lsn >= origin.content.stop]
+    for drop in there if stop.lsn and not stop.inclusive else ():
+        if drop.dropped and drop.lsn >= stop.lsn:
+            marks = content.server_version >= MARKS_SINCE
+            begin = begin_of_drop(env.postgres, files, drop, start=content.stop, marks=marks)
+            if begin >= stop.lsn:  # so do the later ones
+                break
+            stop = find_stop_at(there, begin)
+    return stop
 
 
 def _needed(read: Sequence[Link], stop: Stop | None) -> tuple[Link, ...]:
@@ -123,6 +167,7 @@ def judge_target(report: Report, origin: PointOrigin, target: RecoveryTarget, fo
     assert found.stop
     stop = found.stop
     _report_stop(report, target, found, stop)
+    report_prepared(report, found, stop)
     return stop
 
 

@@ -29,6 +29,7 @@ from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -217,6 +218,8 @@ def _end(report: Report, permit: Permit, env: Environment, pair: ServerPair, mod
         rejoined = True
     report_phases(report, phases)
     report_follow_up(report, env, pair, rejoined=rejoined)
+    back = Next("postgres-failover", "", {"mode": "planned", "new_primary": address(pair.old)})
+    report.undo_is(*([] if rejoined else [Next("rejoin-standby", "first")]), back)
     FailoverMarker.remove(env.reports_directory)
     report.outcome = f"{address(pair.new)} is the primary; {address(pair.old)} was"
 

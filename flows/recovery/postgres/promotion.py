@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from blocks.environment import Environment
+from blocks.postgres import nodes
 from blocks.postgres.server import Postgres
 from blocks.postgres.wal import Wal
 from blocks.services.service import DockerServices
+from flows.branch import record_branch
 from flows.database.waiting_commits import alone_act
 from flows.recovery.postgres.findings import feeds_old_wal
 from flows.recovery.postgres.pair import Mode, ServerPair
@@ -34,7 +36,8 @@ from tasks.failover.fencing import (
 )
 from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
-from tasks.failover.member import MemberControl, read_control
+from tasks.failover.member import MemberControl, ask_member, read_control
+from tasks.failover.numbers import write_histories
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
     PROMOTE,
@@ -48,8 +51,9 @@ from tasks.failover.promotion import (
     wait_for_stream,
 )
 from tasks.failover.rejoin import REJOIN
-from tasks.host.services import start_services, stop_services
+from tasks.host.services import start_services, started_if_cancelled, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, read_synchrony
+from tasks.wal.archive.destinations import archive_of
 
 WRITE_SECONDS = 60.0
 HEALTH_SECONDS = 120
@@ -106,7 +110,8 @@ def stop_and_promote(
     """Fence the old primary, and promote the new one until it takes writes.
 
     Raises:
-        OpsError: it was not promoted. After a planned failover the old primary takes writes again.
+        OpsError: it was not promoted. After a planned failover, a cancelled one too, the old primary takes writes
+            again.
     """
     planned = pair.course == "hand over"
     if planned:
@@ -122,16 +127,26 @@ def stop_and_promote(
             old = pair.old if feeds_old_wal(pair) else None
             clean = control if control and control.shut_down else None
             fed = feed.after(kept)(permit, Feeding(pair.new, pair.wal, clean, old))
-    except OpsError:
-        if planned:
+    except BaseException as error:
+        if planned:  # this run stopped a primary that took writes
             _go_back(report, env, pair)
-        else:
+        elif isinstance(error, OpsError):
             _let_go(report, env, pair)
         raise
+    if env.has("wal"):
+        keep_numbers(env, pair.new, fed)
     promoted = promote.after(fed)(permit, env.services, pair.old, pair.new, attested)
     phases.seconds["promote"] = promoted.seconds
     env.forget_roles()
     return Done(promoted.fencing if promoted.fencing.proven else fencing, kept, fed, promoted)
+
+
+def keep_numbers(env: Environment, standby: Postgres, fed: Fed) -> None:
+    """Give a standby the histories of branches that were left, so that its promotion does not take one's number again.
+    Those that it could still follow are left out: it would, instead of being promoted."""
+    system = ask_member(standby).system
+    with contextlib.suppress(OpsError, OSError):  # the archive does not answer: a failover does not wait for it
+        write_histories(standby, archive_of(env, "backups", system), fed.timeline, fed.place)
 
 
 def _fence(
@@ -205,8 +220,10 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: ServerPa
 
 
 def settle(report: Report, permit: Permit, env: Environment, pair: ServerPair, after: object) -> None:
-    """Create the slots, start the WAL receiver, and make commits return. Idempotent."""
+    """Record the timeline in use, create the slots, start the WAL receiver, and make commits return. Idempotent."""
     wal = pair.wal
+    if state := nodes.ask(pair.new):
+        record_branch(report, env, state.system, state.timeline, after=after)
     made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
     if wal and wal.service in env.services.names:
         refused = start_receiver.after(made)(env.services, wal.service)
@@ -260,9 +277,10 @@ def redirect(
             return
         _report_fixed_variable(report, env, roles[0])
         if changed or restart:
-            stopped = stop_services.after(last)(env.services, roles)
-            failpoint("failover: application stopped")
-            last = start_services.after(stopped)(env.services, roles)
+            with started_if_cancelled(env.services, roles):
+                stopped = stop_services.after(last)(env.services, roles)
+                failpoint("failover: application stopped")
+                last = start_services.after(stopped)(env.services, roles)
         health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     if health.configured:
         report.passed("application", value=health.answer)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from blocks.environment import Environment, Stores
 from flows import store as stores
+from flows.redis.restore.findings import report_no_checksum
 from flows.redis.restore.steps import judge_files
-from runbook import clock
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
@@ -37,7 +37,10 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
     """
     if is_foreign(wanted):
         return _adopt(report, env, wanted, which)
-    backup = find_backup(stores.store_for(env, "redis", which), "redis", wanted, env.name)
+    store = stores.store_for(env, "redis", which)
+    backup = find_backup(store, "redis", wanted, env.name)
+    stores.report_failed(report, find_backup(store, "redis", wanted, env.name, failed_too=True), backup)
+    stores.judge_drops(report, backup)
     report.fact("backup", backup.name)
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
@@ -50,12 +53,9 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
     refuse_empty(backup.path / RDB)
     version = read_rdb(backup.path / RDB)
     _judge_version(report, env, version.header, version.version, backup.manifest.tool)
-    _report_loss(report, backup)
+    if backup.manifest.content.get("form") == "aof":
+        report_no_checksum(report)
     return RestorableRedis(backup)
-
-
-def _report_loss(report: Report, backup: Backup) -> None:
-    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}")
 
 
 def _judge_version(report: Report, env: Environment, header: str, version: int, tool: str) -> None:
@@ -101,7 +101,8 @@ def _adopt(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
             value=f"{found.path.name} continues after the RDB; these bytes are left out",
             expected="no bytes after the RDB",
         )
-    _report_loss(report, adopted.backup)
+    if found.aof:
+        report_no_checksum(report)
     return RestorableRedis(adopted.backup, proven=False)
 
 

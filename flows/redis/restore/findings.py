@@ -16,9 +16,9 @@ def report_restored(report: Report, done: Restored, writes: LiveWrites) -> None:
     carried = done.carried
     report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
     report.fact("keys expired since the backup", f"{carried.expired:,}")
+    why = "clients had just written" if writes.known else "clients may have written"
     report.fact(
-        "keys deleted",
-        f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were kept" if done.spared else ""),
+        "keys deleted", f"{done.removed:,}" + (f"; {done.spared:,} that {why} were kept" if done.spared else "")
     )
     if carried.large:
         report.fact(
@@ -26,6 +26,11 @@ def report_restored(report: Report, done: Restored, writes: LiveWrites) -> None:
             f"{carried.large:,}, one at a time; the longest took {duration(carried.slowest_seconds)}",
         )
     report_unknown_writes(report, writes.problem)
+
+
+def report_no_checksum(report: Report) -> None:
+    """State what an AOF cannot show. An RDB has a CRC-64 (https://valkey.io/topics/persistence/)."""
+    report.fact("AOF", "it has no checksums: a value with a flipped byte loads without an error")
 
 
 def report_unknown_writes(report: Report, problem: str) -> None:

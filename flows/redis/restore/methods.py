@@ -15,13 +15,17 @@ from flows.redis.restore import prefixes as prefix_steps
 from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from flows.redis.restore.survivor import advise
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.units import first_of
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.final_save import has_lost_directory
+from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.prefixes import Extra
+from tasks.redis.restore.survivors import PART
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
@@ -45,6 +49,7 @@ class RedisReplacement:
     env: Environment
     backup: Backup
     around: ReplicationTopology
+    judged: LiveRedis
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -64,15 +69,15 @@ class RedisReplacement:
         kept = ""
         if found := living_master(self.env, self.around):
             kept = keep_live(self.report, self.env, found).name
-        swapped = replace_redis(self.report, self.env, permit, copy, self.around)
-        other = f"; for the data of {self.around.master}: restore-redis with backup={kept}" if kept else ""
+        swapped = replace_redis(self.report, self.env, permit, copy, self.around, self.judged)
+        other = f"; for the data of {found.address}: restore-redis with backup={kept}" if found else ""
         self.report.fact("undo", undo(swapped) + other)
 
 
 def effect(report: Report, env: Environment, backup: Backup, prefixes: Sequence[str]) -> Effect:
     """The headline of the plan."""
     taken = backup.manifest.taken
-    what, undo = "Redis", "undo-restore-redis"
+    what, undo = PART, "undo-restore-redis"
     down: float | str = seconds_from(report.plan_steps, "stop")
     if prefixes:
         what, down = f"Redis, only {first_of(prefixes)},", 0.0
@@ -80,14 +85,23 @@ def effect(report: Report, env: Environment, backup: Backup, prefixes: Sequence[
         down = "writes are refused meanwhile"
     if prefixes or env.redis.remote:
         undo = "restore-redis with the backup that the run takes first"
-    return Effect(back_to(what, taken), undo, lost_since(taken), down)
+    return Effect(back_to(what, taken), undo, (loss(backup, prefixes),), down)
+
+
+def loss(backup: Backup, prefixes: Sequence[str]) -> Loss:
+    """What a restore from a backup loses; of some prefixes, only their keys."""
+    part = f"{PART} keys under {first_of(prefixes)}" if prefixes else PART
+    return Loss.everything_since(part, backup.manifest.taken)
 
 
 def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:
-    """Another server that is now the master. It becomes a replica, so its data must be kept first; a killed run did
-    that before it detached anything."""
-    found = around.master if around.master != around.own and not around.since else ""
-    return env.redis.at(found) if found in around.reachable else None
+    """The server whose data an undo would lack, so that it must be kept first: another one that is now the master and
+    becomes a replica, or this one, if its directory was deleted. A killed run did that before it detached anything."""
+    if around.since:
+        return None
+    if around.master != around.own and around.master in around.reachable:
+        return env.redis.at(around.master)
+    return env.redis if has_lost_directory(env.redis) else None
 
 
 @contextlib.contextmanager
@@ -112,13 +126,14 @@ def prepare(
         with network.prepare(report, env, chosen) as whole:
             yield whole
     else:
+        judged = read_live(env.redis)
         around = read_topology(env.redis, env.reports_directory)
         fitness = judge_server(report, env, chosen.backup, around)
         report.fail_if_critical()
         if found := living_master(env, around):
             judge_kept(report, env, found)
             report.fail_if_critical()
-            report.plan("keep", f"the data of {found.address}, the current master, as a backup: it is replaced")
+            report.plan("keep", f"the data of {found.address} as a backup: it is in no directory that is kept")
         advise(report, env, chosen.backup, around)
         plan_redis(report, env, chosen.backup, fitness)
-        yield RedisReplacement(report, env, chosen.backup, around)
+        yield RedisReplacement(report, env, chosen.backup, around, judged)

@@ -27,6 +27,7 @@ from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
 from tasks.redis.restore.equal import KeyComparison, compare_keys
+from tasks.redis.restore.live import LiveRedis, read_live, require_judged
 from tasks.redis.restore.network import (
     ACT,
     NotReached,
@@ -181,8 +182,10 @@ def _judge_same(env: Environment, target: RestoreTarget) -> None:
     """Master, replicas and Sentinels are still those of the plan: the backup of the live data takes time.
 
     Raises:
+        LossExceeded: it is another process.
         OpsError: they changed.
     """
+    require_judged(target.block, target.judged)
     now = read_topology(target.block, env.reports_directory, of_dead=bool(target.dead))
     planned = target.around
     if now.master != planned.master:
@@ -271,6 +274,7 @@ class RestoreTarget:
     route: Route
     left: RedisLeftover | None
     follows: bool
+    judged: LiveRedis
     dead: str = ""
 
 
@@ -291,6 +295,7 @@ def find_target(report: Report, env: Environment, needed_bytes: int) -> RestoreT
     block = (
         env.redis.at(known) if known and not dead else judge_master(report, env.redis, watch, changes=True, waiver=None)
     )
+    judged = read_live(block)
     report.fact("server", block.address)
     if dead:
         host, _, port = block.address.rpartition(":")
@@ -301,7 +306,7 @@ def find_target(report: Report, env: Environment, needed_bytes: int) -> RestoreT
         )
     around = read_topology(block, env.reports_directory, of_dead=bool(dead))
     route = find_route(block, needed_bytes)
-    return RestoreTarget(block, around, route, left, bool(left and still_follows(block, left)), dead)
+    return RestoreTarget(block, around, route, left, bool(left and still_follows(block, left)), judged, dead)
 
 
 def _require_successor(

@@ -29,6 +29,7 @@ from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import RedisLine, live_line
 from tasks.redis.restore.equal import compare_keys
+from tasks.redis.restore.live import LiveRedis, read_live, require_judged
 from tasks.redis.restore.prefixes import ACT, Extra, RestoreOrder, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import LiveWrites, watched_writes
 from tasks.redis.scratch import scratch_server
@@ -50,6 +51,7 @@ class PrefixRestore:
     live: RedisLine
     order: RestoreOrder
     writes: LiveWrites
+    judged: LiveRedis
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -67,6 +69,7 @@ class PrefixRestore:
         report.state_is("the live data was not touched", "fix the findings above, then run it again")
         kept = keep_live(report, self.env, block)
         require_same(self.env, block)
+        require_judged(block, self.judged)
         back = undo(kept, [one.prefix for one in order.held])
         report.fact("undo", back)
         report.state_is(
@@ -100,6 +103,7 @@ def prepare(
     """
     names = widest([read_prefix(prefix) for prefix in prefixes])
     block = judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=None)
+    judged = read_live(block)
     report.fact("server", block.address)
     report.fact("prefixes", ", ".join(shown(name) for name in names))
     with (
@@ -112,7 +116,7 @@ def prepare(
         judge_removed(report, order, expected_removed)
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
         plan(report, order)
-        yield PrefixRestore(report, env, block, scratch, live, order, writes)
+        yield PrefixRestore(report, env, block, scratch, live, order, writes, judged)
 
 
 def require_same(env: Environment, block: Redis, *, waived: bool = False) -> None:

@@ -18,12 +18,15 @@ from typing import Literal
 
 from blocks.environment import Environment
 from flows import store as stores
+from flows.recovery.gate import require_confirmed
 from flows.redis.backup import keep_live, seal
+from flows.redis.restore.findings import report_no_checksum
 from flows.redis.restore.steps import judge_preconditions
 from runbook import clock, metrics
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import record
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -35,20 +38,26 @@ from tasks.redis.backup.live_aof import snapshot_stopped_aof
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
 from tasks.redis.content.manifest import EMPTY, RedisContent
+from tasks.redis.persistence.newest import aof_manifest, find_newest
 from tasks.redis.restore.copy import build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
+from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.serving import find_change, find_lost_keys
 from tasks.redis.restore.survivors import (
     IS_EMPTY,
     IS_LOADING,
     LEAST_RATIO,
+    NOTHING,
+    PART,
     SurvivingCopy,
     Survivors,
-    aof_manifest,
     deleted_keys,
     expected_keys,
+    files_loss,
     find_survivors,
+    lacks,
     released,
+    require_received,
 )
 from tasks.redis.server import live_directory
 from tasks.redis.settings.file import read_configuration
@@ -70,7 +79,14 @@ class Decision:
 
 def find(report: Report, env: Environment, around: ReplicationTopology) -> Survivors:
     """Every surviving copy of Redis's data."""
-    return find_survivors(env.redis, around, stores.store_for(env, "redis").spool)
+    return find_survivors(env.redis, around, stores.store_for(env, "redis").spool, env.reports_directory)
+
+
+def loss_of(source: SurvivingCopy | Backup | None) -> Loss:
+    """What Redis loses with this source of its data. None: nothing of Redis is replaced."""
+    if isinstance(source, Backup):
+        return Loss.everything_since(PART, source.manifest.taken)
+    return source.loss if source else NOTHING
 
 
 def choose(
@@ -91,24 +107,26 @@ def choose(
         RunbookFailed: the wanted source does not exist, or is incomplete.
     """
     proven = None if damaged else backup
+    found = found.measured(proven)
     emptied = _emptied(found, proven)
     if wanted == "auto" and latest and (kept := found.serving) and not emptied[kept.name]:
         damage = f"the backup to compare it with, {backup.name}, is damaged" if backup and damaged else ""
         emptied[kept.name] = damage or (find_lost_keys(env.redis, kept, backup) if backup else "")
         if emptied[kept.name] and not damage:
-            hint = "nothing to do: this run restores the backup. redis_source=live keeps Redis's data instead"
-            report.warn("Redis serves incomplete data", hint, value=emptied[kept.name], expected="the backup's keys")
+            hint = "nothing to do: this run restores what is missing. redis_source=live keeps Redis's data instead"
+            value, keys = emptied[kept.name], "the backup's keys"
+            report.warn("Redis serves incomplete data", hint, value=value, expected=keys, alternative=True)
+        _mark_followers(found, kept, emptied)
     backup = proven
     chosen, why = _choose(report, env, found, backup, emptied, wanted, latest=latest)
     _report_sources(report, found, backup, emptied, chosen)
+    for copy in found.copies:
+        if emptied[copy.name] and copy.problem in ("", IS_EMPTY):
+            _report_deletion(report, copy, emptied[copy.name], chosen, is_served=found.serving is not None)
     name = chosen.name if chosen else f"backup {backup.name}" if backup else "none"
     report.fact("redis source", f"{name}: {why}")
     if chosen:
-        report.fact("Redis writes lost", chosen.loss)
         _report_promotion(report, chosen, around)
-        if backup:
-            alone = f"every write after {clock.text(backup.manifest.taken)}"
-            report.fact("Redis writes lost by the backup alone", alone)
     return chosen
 
 
@@ -127,16 +145,26 @@ def compare(report: Report, env: Environment, wanted: RedisSource) -> tuple[Surv
 
 
 def find_better(report: Report, env: Environment, found: Survivors, backup: Backup) -> SurvivingCopy | None:
-    """The surviving copy that loses less than the backup, for advice only."""
+    """The surviving copy that loses less than the backup, or perhaps less, for advice only."""
+    found = found.measured(backup)
     emptied = _emptied(found, backup)
-    better, _ = _choose(report, env, found, backup, emptied, "auto", latest=True)
     _report_sources(report, found, backup, emptied, None)
-    return None if better is found.serving else better
+    if (kept := found.serving) and not emptied[kept.name]:
+        return None
+    best, _ = _best(found, backup, emptied)
+    return best or next(iter(_undecided(found, backup, emptied)), None)
 
 
 def _emptied(found: Survivors, backup: Backup | None) -> dict[str, str]:
     expected = expected_keys(backup) if backup else {}
     return {copy.name: deleted_keys(copy, expected) for copy in _all(found)}
+
+
+def _mark_followers(found: Survivors, kept: SurvivingCopy, emptied: dict[str, str]) -> None:
+    """Its own files, and what has everything that it has written, are as incomplete as a master."""
+    for copy in found.copies:
+        if copy.moment and kept.moment and copy.moment >= kept.moment:
+            emptied[copy.name] = emptied[copy.name] or emptied[kept.name]
 
 
 def _all(found: Survivors) -> list[SurvivingCopy]:
@@ -151,16 +179,13 @@ def _report_sources(
     chosen: SurvivingCopy | None,
 ) -> None:
     rows = [
-        (copy.name, f"{copy.all_keys:,}", copy.loss, _verdict(copy, emptied[copy.name], chosen)) for copy in _all(found)
+        (copy.name, f"{copy.all_keys:,}", copy.loss.text, _verdict(copy, emptied[copy.name], chosen))
+        for copy in _all(found)
     ]
     if backup:
         keys = f"{sum(expected_keys(backup).values()):,}"
-        loss = f"writes acknowledged after {clock.text(backup.manifest.taken)}"
-        rows.append((f"backup {backup.name}", keys, loss, "" if chosen else "chosen"))
+        rows.append((f"backup {backup.name}", keys, loss_of(backup).text, "" if chosen else "chosen"))
     report.table("Redis: sources of its data", COLUMNS, rows)
-    for copy in found.copies:
-        if emptied[copy.name] and copy.problem in ("", IS_EMPTY):
-            _report_deletion(report, copy, emptied[copy.name], chosen, is_served=found.serving is not None)
 
 
 def _choose(
@@ -173,48 +198,95 @@ def _choose(
     *,
     latest: bool,
 ) -> tuple[SurvivingCopy | None, str]:
-    able = sorted((copy for copy in _all(found) if not copy.problem), key=_order, reverse=True)
     # A run that leaves the master as it is stops nothing: what is found now decides.
     if wanted == "auto" and (earlier := _remembered(env)) and earlier.source != "live":
         wanted = earlier.source
         report.fact("decision of a killed run", f"redis_source={wanted}, at {clock.text(earlier.since)}")
     if wanted in ("live", "replica", "files"):
-        fitting = [copy for copy in able if copy.kind == wanted]
-        problems = "; ".join(f"{copy.name}: {copy.problem}" for copy in found.copies if copy.kind == wanted)
-        if wanted == "live":
-            problems = f"{env.redis.address} is no master that serves and saves data, with its replicas attached"
-        hint = "choose redis_source=backup, or leave it at auto"
-        value = wanted if fitting else problems or f"no {wanted}"
-        report.require("redis_source", bool(fitting), hint, value=value, expected=f"a complete {wanted}")
-        report.fail_if_critical()
-        return fitting[0], f"redis_source={wanted}"
+        return _named(report, env, found, wanted), f"redis_source={wanted}"
     if wanted == "backup":
         return None, "redis_source=backup"
     if not latest:
         return None, "a backup was named: Redis is restored to that time"
-    loading = [copy.where for copy in found.copies if copy.kind == "files" and copy.problem == IS_LOADING]
+    _require_loaded(report, found)
+    kept = found.serving
+    if kept and not emptied[kept.name]:
+        expected = (
+            f"; of the backup's keys {sum(expected_keys(backup).values()):,} should still exist" if backup else ""
+        )
+        return kept, f"it serves {kept.all_keys:,} keys{expected}: it is kept as it serves"
+    best, why = _best(found, backup, emptied)
+    if best is None or not best.serves:
+        _require_named(report, backup, best, _undecided(found, backup, emptied))
+    if kept:
+        why = f"{kept.where} serves {kept.all_keys:,} keys, but {emptied[kept.name]}; redis_source=live keeps them"
+    return best, why
+
+
+def _named(report: Report, env: Environment, found: Survivors, wanted: RedisSource) -> SurvivingCopy:
+    fitting = [copy for copy in _able(found) if copy.kind == wanted]
+    problems = "; ".join(f"{copy.name}: {copy.problem}" for copy in found.copies if copy.kind == wanted)
+    if wanted == "live":
+        problems = f"{env.redis.address} is no master that serves and saves data, with its replicas attached"
+    hint = "choose redis_source=backup, or leave it at auto"
+    value = wanted if fitting else problems or f"no {wanted}"
+    report.require("redis_source", bool(fitting), hint, value=value, expected=f"a complete {wanted}")
+    report.fail_if_critical()
+    return fitting[0]
+
+
+def _require_loaded(report: Report, found: Survivors) -> None:
+    loading = [copy.where for copy in found.copies if copy.problem == IS_LOADING]
     report.require(
         "Redis has loaded its data",
         not loading,
-        "wait until it serves, and run this again: its files lose least. redis_source=backup does not wait",
-        value=f"loading from {', '.join(loading)}" if loading else "yes, or it is stopped",
+        "wait until it serves, and run this again: it may have the newest data. redis_source=backup does not wait",
+        value=f"loading: {', '.join(loading)}" if loading else "yes, or it is stopped",
     )
     report.fail_if_critical()
-    if kept := found.serving:
-        if not (lost := emptied[kept.name]):
-            return kept, f"it serves {kept.all_keys:,} keys, and lost none: it is kept as it serves"
-        return None, f"{kept.where} serves {kept.all_keys:,} keys, but {lost}; redis_source=live keeps them"
-    provable = [copy for copy in able if copy.moment and not emptied[copy.name]]
+
+
+def _require_named(
+    report: Report, backup: Backup | None, best: SurvivingCopy | None, undecided: Sequence[SurvivingCopy]
+) -> None:
+    """A copy that may have more than the chosen source is given up only by its name: afterwards it no longer exists."""
+    other = f"redis_source={best.kind}" if best else "redis_source=backup" if backup else "without=redis"
+    for copy in undecided:
+        report.fail(
+            "source of Redis's data",
+            f"run this with redis_source={copy.kind} to restore from it, or with {other} to give it up",
+            value=f"{copy.name} has {copy.all_keys:,} keys; {copy.loss.text}",
+            expected="a known loss, or a source that is named",
+        )
+    report.fail_if_critical()
+
+
+def _able(found: Survivors) -> list[SurvivingCopy]:
+    return sorted((copy for copy in _all(found) if not copy.problem), key=_order, reverse=True)
+
+
+def _best(found: Survivors, backup: Backup | None, emptied: dict[str, str]) -> tuple[SurvivingCopy | None, str]:
+    """The complete copy that loses least by what is known; None: the backup loses less, or no loss is known."""
+    provable = [copy for copy in _able(found) if copy.kind != "live" and copy.moment and not emptied[copy.name]]
     if not provable:
         return None, "no complete copy of known loss survives"
     best = provable[0]
-    if backup and not best.rank and best.moment and best.moment + best.precision < backup.manifest.taken:
+    if backup and not best.serves and best.moment and best.moment < backup.manifest.taken:
         return None, f"it is newer than {best.name}"
     return best, "it loses least"
 
 
-def _order(copy: SurvivingCopy) -> tuple[int, datetime]:
-    return copy.rank, copy.moment or datetime.min.replace(tzinfo=UTC)
+def _undecided(found: Survivors, backup: Backup | None, emptied: dict[str, str]) -> list[SurvivingCopy]:
+    """Complete copies of which nothing shows that they have less than the backup, nor how much they lack."""
+    return [
+        copy
+        for copy in _able(found)
+        if copy.kind != "live" and not (copy.moment or emptied[copy.name]) and not (backup and lacks(copy, backup))
+    ]
+
+
+def _order(copy: SurvivingCopy) -> tuple[bool, datetime]:
+    return copy.serves, copy.moment or datetime.min.replace(tzinfo=UTC)
 
 
 def _verdict(copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None) -> str:
@@ -224,7 +296,7 @@ def _verdict(copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None) ->
         return f"no source: {copy.problem}"
     if emptied:
         return f"incomplete: {emptied}"
-    return "" if copy.moment else "its loss is unknown: only redis_source=replica takes it"
+    return "" if copy.moment or copy.kind == "live" else f"only redis_source={copy.kind} takes it"
 
 
 def _report_deletion(
@@ -243,13 +315,14 @@ def _report_deletion(
 
 
 def _report_promotion(report: Report, chosen: SurvivingCopy, around: ReplicationTopology) -> None:
-    if chosen.kind == "replica" and chosen.rank:
+    if chosen.kind == "replica" and chosen.serves:
         report.warn(
             "Redis master",
             f"for Redis alone, redis-failover with mode=unplanned is the right runbook. This run makes {around.own} "
             f"the master again, with the data of {chosen.where}",
             value=f"{chosen.where} was promoted, and serves the data",
             expected=around.own,
+            alternative=True,
         )
 
 
@@ -259,6 +332,8 @@ def judge(report: Report, env: Environment, copy: SurvivingCopy, around: Replica
     content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
     fitness = judge_redis_copy(env.redis, content, around)
     judge_preconditions(report, fitness.preconditions)
+    if copy.is_aof:
+        report_no_checksum(report)
     disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)
     report.require(
         "free space for Redis's surviving data",
@@ -329,17 +404,21 @@ def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
     )
 
 
-def capture(report: Report, permit: Permit, env: Environment, copy: SurvivingCopy) -> Backup:
-    """Back up a surviving copy into the store, with a manifest. `latest` never means that backup. The services are
-    stopped, and the replicas detached.
+def capture(
+    report: Report, permit: Permit, env: Environment, copy: SurvivingCopy, live: LiveRedis
+) -> tuple[Backup, Loss]:
+    """Back up a surviving copy into the store, with a manifest, and measure its loss. `latest` never means that backup.
+    The services are stopped, and the replicas detached. `live`: the server just before its stop.
 
     Raises:
+        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
         Unreachable, OpsError: the copy cannot be read. Nothing live was replaced.
         VerificationFailed: it has no keys any more.
     """
+    loss = _measure(env, copy, live)
+    require_confirmed(report, loss)
     if copy.kind == "replica":
-        replica = env.redis.at(copy.where)
-        with released(permit, env.redis, replica):
+        with released(permit, env.redis, copy, env.reports_directory) as replica:
             backup = keep_live(report, env, replica)
     else:
         backup = _capture_files(report, env)
@@ -348,15 +427,27 @@ def capture(report: Report, permit: Permit, env: Environment, copy: SurvivingCop
     if not keys:
         raise VerificationFailed(f"{copy.name} has no keys any more", "run this again with redis_source=backup")
     report.fact("redis backup", f"{backup.name}: {keys:,} keys of {copy.name}")
-    return backup
+    return backup, loss
+
+
+def _measure(env: Environment, copy: SurvivingCopy, live: LiveRedis) -> Loss:
+    """The loss behind the fence: a replica still has what it had, and files are those of the server that was judged."""
+    if copy.kind == "replica":
+        require_received(env.redis, copy)
+        return copy.loss
+    if copy.received or (live.run_id and copy.loss.is_none):  # a replica's files, or a server that stopped with them
+        return copy.loss
+    return files_loss(find_newest(read_configuration(Path(env.redis.config_file)), live_directory(env.redis)))
 
 
 def _capture_files(report: Report, env: Environment) -> Backup:
     block, directory = env.redis, live_directory(env.redis)
     configuration = read_configuration(Path(block.config_file))
 
+    is_aof = find_newest(configuration, directory).is_aof
+
     def work(target: Path) -> tuple[Snapshot, RedisContent]:
-        if configuration.appendonly:
+        if is_aof:
             taken = snapshot_stopped_aof(block, aof_manifest(directory, configuration), target)
             return taken, taken.content
         rdb = directory / configuration.rdb

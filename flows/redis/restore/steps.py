@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blocks.environment import Environment
+from flows.store import mark_failed
 from runbook.errors import OpsError
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
@@ -15,6 +16,7 @@ from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
+from tasks.redis.restore.live import LiveRedis, require_judged
 from tasks.redis.restore.place import Precondition
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 from tasks.redis.restore.undoing import note_started
@@ -151,6 +153,8 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
         expected="no difference",
     )
+    if not comparison.is_equal:
+        mark_failed(report, backup, comparison.differences[0])
     report.fail_if_critical()
     dropped = ", ".join(f"{prefix} {count:,}" for prefix, count in copy.dropped.items() if count)
     report.fact("Redis keys restored", f"{sum(copy.keys.values()):,}")
@@ -160,11 +164,18 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
 
 
 def replace_redis(
-    report: Report, env: Environment, permit: Permit, copy: RedisCopy, around: ReplicationTopology
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    copy: RedisCopy,
+    around: ReplicationTopology,
+    judged: LiveRedis,
 ) -> SwappedRedis:
-    """Detach, stop, swap, start, verify, reattach. If the swap fails, the old data is started again.
+    """Detach, stop, swap, start, verify, reattach. If the swap fails, the old data is started again. `judged`: the live
+    side that may be replaced.
 
     Raises:
+        LossExceeded: it is another one now. Nothing was replaced.
         OpsError: the service did not stop, or does not start with the copy (the hint names the undo).
     """
     was_running, taken = env.services.is_running("redis"), around
@@ -173,7 +184,8 @@ def replace_redis(
         "run it again; or start the service and run reattach-redis",
     )
     try:
-        taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
+        same = require_judged.after(copy)(env.redis, judged)
+        taken = detach.after(same)(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
         swapped = swap_redis.after(stopped)(permit, env.redis, copy)
     except BaseException:

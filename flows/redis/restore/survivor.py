@@ -18,9 +18,9 @@ from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.live import LiveRedis, read_live, require_judged
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
-from tasks.redis.server import answers
 from tasks.redis.topology.isolation import TAKE_OFF, detach
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -35,6 +35,7 @@ class SurvivorRestore:
     env: Environment
     copy: SurvivingCopy
     around: ReplicationTopology
+    judged: LiveRedis
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -45,14 +46,15 @@ class SurvivorRestore:
     @property
     def effect(self) -> Effect:
         """For the plan's headline."""
-        lost = "" if self.copy.loss in ("", "none") else f"lost: {self.copy.loss}"
         down = seconds_from(self.report.plan_steps, "stop")
-        return Effect(f"Redis continues with the data of {self.copy.name}", "undo-restore-redis", lost, down)
+        what = f"Redis continues with the data of {self.copy.name}"
+        return Effect(what, "undo-restore-redis", (sources.loss_of(self.copy),), down)
 
     def run(self, permit: Permit) -> Backup:
         """Detach the others (clients can no longer write), capture the copy as a backup, and restore that backup.
 
         Raises:
+            LossExceeded: more would be lost than was confirmed; the earlier state is restored.
             OpsError: the copy cannot be read; the earlier state is restored.
             RunbookFailed: the staged copy differs from the captured backup.
         """
@@ -63,14 +65,16 @@ class SurvivorRestore:
             "run it again: the surviving data is unchanged",
         )
         try:
-            taken = detach(permit, env.redis, self.around, env.reports_directory)
+            live = require_judged(env.redis, self.judged)
+            taken = detach.after(live)(permit, env.redis, self.around, env.reports_directory)
             stop_redis.after(taken)(env.redis, env.services)
-            backup = sources.capture(report, permit, env, self.copy)
+            backup, loss = sources.capture(report, permit, env, self.copy, live)
             copy = build_redis(report, env, permit, backup)
         except BaseException:
             start_again(report, env, permit, taken, was_running=was_running)
             raise
-        report.fact("undo", undo(replace_redis(report, env, permit, copy, taken)))
+        report.fact("undo", undo(replace_redis(report, env, permit, copy, taken, self.judged)))
+        report.loses(loss)
         return backup
 
 
@@ -96,6 +100,7 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
             f"redis_source={wanted}: the server's files are on another host ([redis] remote)",
             "promote the replica: redis-failover, or REPLICAOF NO ONE on it",
         )
+    judged = read_live(env.redis)
     copy, around = sources.compare(report, env, wanted)
     assert copy
     sources.judge(report, env, copy, around)
@@ -103,14 +108,12 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
     sources.plan(report, env, copy)
     plan_detaching(report, env, around)
     report.pin_state("source", copy.name)
-    return SurvivorRestore(report, env, copy, around)
+    return SurvivorRestore(report, env, copy, around, judged)
 
 
 def advise(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> None:
     """Report, before a restore from a backup, that a surviving copy loses less. Only a plan warns: a confirmed run was
     decided with it."""
-    if answers(env.redis):
-        return
     copy = sources.find_better(report, env, sources.find(report, env, around), backup)
     if copy is None:
         return
@@ -121,7 +124,7 @@ def advise(report: Report, env: Environment, backup: Backup, around: Replication
     report.warn(
         name,
         f"run this with redis_source={copy.kind}",
-        value=f"{value}; lost: {copy.loss}",
+        value=f"{value}; {copy.loss.text}",
         expected="none",
         follow=[Next("restore-redis", "restore from it", {"redis_source": copy.kind})],
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.pinned import pin_redis
+from flows.redis.backup import judge_kept, keep_live
+from flows.redis.restore.methods import living_master
 from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook import clock
 from runbook.errors import OpsError
@@ -22,6 +24,7 @@ from tasks.redis.restore.final_save import judge_final_save, read_last_state
 from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
+from tasks.redis.restore.restart import judge_restart
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
 from tasks.redis.restore.undoing import (
     UNDO,
@@ -32,7 +35,7 @@ from tasks.redis.restore.undoing import (
     swap_again,
     swap_back,
 )
-from tasks.redis.server import connected, key_counts
+from tasks.redis.server import answers, connected, key_counts
 from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
@@ -81,8 +84,12 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
                 *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
                 *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
                 *judge_final_save(env.redis),
+                *(judge_restart(env.redis) if answers(env.redis) else ()),
             ),
         )
+        if found := living_master(env, around):
+            judge_kept(report, env, found)
+            report.plan("keep", f"the data of {found.address} as a backup: it is in no directory that is kept")
         plan_detaching(report, env, around)
         report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2, by=[stop_redis])
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1, by=[swap_back])
@@ -152,6 +159,9 @@ def _exchange(
     was_running, taken, swapped = env.services.is_running("redis"), around, None
     report.state_is("Redis may be stopped; no data was deleted", "run it again: it continues from here")
     try:
+        if found := living_master(env, around):
+            kept = keep_live(report, env, found).name
+            report.fact(f"undo for the data of {found.address}", f"restore-redis with backup={kept}")
         taken = detach(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
         loss = loss_of_undo(env.redis, aside, stopped.last, env.reports_directory)

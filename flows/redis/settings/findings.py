@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from blocks.environment import Environment
 from flows.redis.master import judge_master
@@ -12,7 +12,7 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from tasks.redis.sentinels import read_sentinels
 from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, JudgedSetting, judged, same, shown
-from tasks.redis.settings.running import AT_ONCE, PROTECTED, RedisServerSettings, read_settings
+from tasks.redis.settings.running import AT_ONCE, PROTECTED, RedisServerSettings, differences, read_settings
 from tasks.redis.topology.topology import is_own, read_topology
 
 APPLY, UNDO = "apply-redis-settings", "undo-redis-settings"
@@ -130,13 +130,6 @@ def judge_file(report: Report, found: RedisServerSettings) -> None:
     if found.others_problem:
         hint = "correct [redis] server_program: it is started to find out the file's values"
         report.warn("configuration file: only the manual's settings", hint, value=found.others_problem)
-
-
-def differences(unwritten: Mapping[str, tuple[str, str]]) -> list[str]:
-    """For each setting: `save off runs, 900 1 is written`."""
-    return [
-        f"{name} {shown(name, runs)} runs, {shown(name, file)} is written" for name, (runs, file) in unwritten.items()
-    ]
 
 
 def judge_replicas(report: Report, env: Environment, others: Sequence[RedisServerSettings]) -> None:

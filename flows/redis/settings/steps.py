@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from blocks.environment import Environment
 from flows.redis.settings.changes import SettingsOrder, SettingsUndo
-from flows.redis.settings.findings import APPLY, KEEPING, UNDO, differences
+from flows.redis.settings.findings import APPLY, KEEPING, UNDO
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
@@ -24,7 +24,7 @@ from tasks.redis.settings.changes import (
     switch_aof_on,
 )
 from tasks.redis.settings.recommended import parse_rules, same, shown
-from tasks.redis.settings.running import RedisServerSettings, read_settings
+from tasks.redis.settings.running import RedisServerSettings, differences, read_settings
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Changed, Record
 

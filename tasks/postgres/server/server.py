@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from psycopg import sql
 
 from blocks.postgres.server import Postgres, execute, is_pooled
 from runbook import shell
@@ -78,6 +79,33 @@ SELECT current_setting('server_version_num'), current_setting('server_version'),
        ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1),
        ARRAY(SELECT datname::text FROM pg_database WHERE datname NOT IN ('template0', 'template1') ORDER BY 1)
 FROM pg_roles WHERE rolname = current_user
+"""
+
+
+@probe
+def has_tables(postgres: Postgres, database: str) -> bool:
+    """Whether a database has a user's tables, or rows in an extension's tables for data of users (pg_cron's jobs).
+
+    https://www.postgresql.org/docs/current/extend-extensions.html#EXTEND-EXTENSIONS-CONFIG-TABLES
+
+    Raises:
+        LoginRefused, Unreachable: the server does not answer, or refuses the log-in.
+    """
+    with postgres.connect(database) as connection:
+        for schema, name, of_extension in execute(connection, _TABLES):
+            rows = sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(schema, name))
+            if not of_extension or execute(connection, rows):
+                return True
+    return False
+
+
+_TABLES = """
+SELECT n.nspname, c.relname, e.oid IS NOT NULL
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+LEFT JOIN pg_extension e ON e.oid = d.refobjid
+WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+  AND n.nspname <> 'information_schema' AND (e.oid IS NULL OR c.oid = ANY (e.extconfig))
 """
 
 

@@ -55,12 +55,41 @@ ORDER BY 3
 """
 
 
+@dataclass(frozen=True)
+class FiledDatabase:
+    """A database's OID, 0 if it does not exist, and the place of its row: the file of pg_database, the block, the
+    number in it. `invalid`: a DROP DATABASE was interrupted, and nobody can connect to it."""
+
+    oid: int
+    file: int = 0
+    block: int = 0
+    off: int = 0
+    invalid: bool = False
+
+
+@probe
+def find_filed_database(postgres: Postgres, database: str) -> FiledDatabase:
+    """Find a database by its name."""
+    with postgres.connect() as connection:
+        rows = execute(connection, _DATABASE, database)
+    if not rows:
+        return FiledDatabase(0)
+    oid, file, place, invalid = rows[0]
+    block, _, off = str(place).strip("()").partition(",")
+    return FiledDatabase(int(oid), int(file), int(block), int(off), bool(invalid))
+
+
+# src/include/catalog/pg_database.h: DATCONNLIMIT_INVALID_DB
+_DATABASE = """
+SELECT oid::bigint, pg_relation_filenode('pg_database')::bigint, ctid::text, datconnlimit = -2
+FROM pg_database WHERE datname = %s
+"""
+
+
 @probe
 def read_database_oid(postgres: Postgres, database: str) -> int:
     """A database's OID; 0 if it does not exist."""
-    with postgres.connect() as connection:
-        rows = execute(connection, "SELECT oid::bigint FROM pg_database WHERE datname = %s", database)
-    return int(rows[0][0]) if rows else 0
+    return find_filed_database.work(postgres, database).oid
 
 
 @probe

@@ -79,6 +79,14 @@ def read_last_state(block: Redis) -> LastState:
         return LastState(run_id, sum(keys for keys, _ in key_counts(client).values()), writes)
 
 
+def has_lost_directory(block: Redis) -> bool:
+    """Whether a server answers whose data directory was deleted, also if it was created again: it can save nowhere, and
+    its data is only in its memory. It refuses to leave that directory: `dir` cannot be set at run time."""
+    with contextlib.suppress(OpsError):
+        return not ask(block).settings["dir"] or not live_directory(block).is_dir()
+    return False
+
+
 def has_whole_aof(server: Persistence, directory: Path) -> bool:
     """Whether the server writes an AOF to `directory`, and all its files are there."""
     if not (server.appendonly and server.state.write_ok):
@@ -96,9 +104,10 @@ def judge_final_save(block: Redis) -> Iterator[Precondition]:
     except OpsError:
         return  # reported elsewhere
     name, live, place = "the live data can be saved for the undo", live_directory(block), inspect_place(server)
-    if not live.is_dir():
-        lost = f"{place.trouble}: its {server.keys:,} keys are only in its memory, and nothing undoes the restore"
-        yield Precondition(name, not server.keys, place.remedy, lost, blocks=False)
+    if has_lost_directory(block):
+        yield Precondition(
+            name, True, value=f"{place.trouble}: its {server.keys:,} keys are backed up over the network"
+        )
     elif has_whole_aof(server, live):
         yield Precondition(name, True, value="its AOF has every write")
     elif refused:

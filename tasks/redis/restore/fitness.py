@@ -19,6 +19,7 @@ from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.final_save import judge_final_save
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
+from tasks.redis.restore.restart import judge_restart
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import connected, family, key_counts, live_directory, loaded_keys, program_version, version_of
 from tasks.redis.settings.file import Configuration, read_configuration
@@ -89,7 +90,8 @@ def _judge(
     found += judge_login(block, is_watched=bool(around.watchers), is_alone=around.is_alone) if program.ok else ()
     live, keys = _live(block, program.value)
     found += live
-    found += judge_final_save(block) if keys is not None else ()
+    if keys is not None:
+        found += (*judge_final_save(block), *judge_restart(block))
     found += _around(around)
     return RedisFitness(tuple(found), keys, copy_bytes, seconds, around)
 

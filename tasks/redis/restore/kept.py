@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import redis
@@ -18,8 +17,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from tasks.redis.backup.aof import read_parts
-from tasks.redis.backup.rdb import read_rdb
+from tasks.redis.persistence.newest import find_newest
 from tasks.redis.restore.copy import own, seed_aof
 from tasks.redis.restore.final_save import persistent_keys
 from tasks.redis.restore.swap import missing_keys
@@ -90,29 +88,12 @@ def verify_kept(block: Redis, kept: KeptRedisData) -> KeptRedisData:
 
 def _load(block: Redis, directory: Path) -> KeptRedisData:
     configuration = read_configuration(Path(block.config_file))
-    is_aof = _is_aof(configuration, directory)
+    is_aof = find_newest(configuration, directory).is_aof
     with scratch_server(
         block, directory, appendonly=is_aof, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
     ) as client:
         keys = sum(keys for keys, _ in key_counts(client).values())
         return KeptRedisData(directory, keys, persistent_keys(client), is_aof, is_aof is configuration.appendonly)
-
-
-def _is_aof(configuration: Configuration, directory: Path) -> bool:
-    """Whether the AOF is the newest data: an RDB started after the AOF's last write includes it."""
-    folder, stem = configuration.aof
-    manifest, rdb = directory / folder / f"{stem}.manifest", directory / configuration.rdb
-    has_rdb = rdb.is_file() and rdb.stat().st_size > 0
-    if not manifest.is_file():
-        if not has_rdb:
-            raise VerificationFailed(f"{directory.name} has no data", "name another with `kept`, or restore a backup")
-        return False
-    if not has_rdb:
-        return True
-    started, appended = read_rdb(rdb).written, read_parts(manifest).written
-    if started <= appended < started + timedelta(seconds=1):  # an RDB has only its start, in whole seconds
-        return configuration.appendonly or rdb.stat().st_mtime < appended.timestamp()
-    return started < appended
 
 
 def _seed(block: Redis, configuration: Configuration, directory: Path) -> None:

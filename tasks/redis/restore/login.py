@@ -32,6 +32,8 @@ WATCHING: Commands = (
     *(("PUBLISH", "x", "x"), ("CLIENT", "KILL", "TYPE", "normal"), ("SCRIPT", "KILL")),
 )
 """The commands of a Sentinel, which logs in as the same user (https://valkey.io/topics/sentinel/)."""
+JUDGE = f"ops-{secrets.token_hex(4)}"
+"""A user of scratch servers that this process starts."""
 _RULES = re.compile(r"\s*(?:user|requirepass|acl-pubsub-default)\s", re.IGNORECASE)
 
 
@@ -41,7 +43,7 @@ def judge_login(block: Redis, *, is_watched: bool, is_alone: bool) -> Iterator[P
     name, user = "rights after the start", block.username or "default"
     try:
         configuration = read_configuration(Path(block.config_file))
-        rules = _rules(block, configuration)
+        rules = rules_of(block, configuration)
     except OpsError:
         return  # an unreadable configuration or a missing ACL file is reported elsewhere
     wanted = (*VERIFYING, *(() if is_alone else LEADING), *(WATCHING if is_watched else ()))
@@ -64,7 +66,7 @@ def judge_login(block: Redis, *, is_watched: bool, is_alone: bool) -> Iterator[P
     yield Precondition(name, not refused, hint, f"{user} may not: {', '.join(refused).upper()}" if refused else "all")
 
 
-def _rules(block: Redis, configuration: Configuration) -> list[str]:
+def rules_of(block: Redis, configuration: Configuration) -> list[str]:
     """The lines that define users, as the server reads them; the ACL file's come last.
 
     Raises:
@@ -87,13 +89,26 @@ def _refused(block: Redis, rules: Sequence[str], user: str, wanted: Commands) ->
         OpsError: the server does not start with those users.
         redis.RedisError: the server does not report it.
     """
-    judge, word = f"ops-{secrets.token_hex(4)}", secrets.token_hex(16)
-    with started(block, "\n".join((*rules, f"user {judge} on >{word} ~* &* +@all"))) as client:
+    with with_users(block, rules) as (client, asking):
         if not _logs_in(client, user, block.password.get_secret_value()):
             return None
-        with contextlib.closing(_client_as(client, judge, word)) as asking:
-            answers = [call(asking, "ACL", "DRYRUN", user, *words) for words in wanted]
+        answers = [call(asking, "ACL", "DRYRUN", user, *words) for words in wanted]
     return [named for answer in answers if (named := _named(answer))]
+
+
+@contextlib.contextmanager
+def with_users(block: Redis, rules: Sequence[str]) -> Iterator[tuple[redis.Redis, redis.Redis]]:
+    """A scratch server with those users: a client without a login, and one that may do everything as the user JUDGE.
+
+    Raises:
+        OpsError: the server does not start with those users.
+    """
+    word = secrets.token_hex(16)
+    with (
+        started(block, "\n".join((*rules, f"user {JUDGE} on >{word} ~* &* +@all"))) as client,
+        contextlib.closing(_client_as(client, JUDGE, word)) as asking,
+    ):
+        yield client, asking
 
 
 def _client_as(client: redis.Redis, user: str, password: str) -> redis.Redis:

@@ -83,7 +83,8 @@ class RestoreOrder:
 
 @dataclass
 class Restored:
-    """The result of a restore."""
+    """The result of a restore. `removed`: deleted live keys; `spared`: others that were kept, because a client had just
+    written them, or (if the clients' writes are unknown) because they are more than were counted."""
 
     carried: Carried = field(default_factory=Carried)
     removed: int = 0
@@ -183,26 +184,27 @@ def restore_keys(
     permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
 ) -> Restored:
     """Delete the live keys that are not in the backup (if ordered), then copy the backup's keys. Other keys that a
-    client wrote since the count are kept.
+    client wrote since the count are kept. A key of the backup that expires meanwhile is not in it any more.
 
     If it is killed, the live server has some earlier keys and some of the backup's; a second run completes it.
 
     Raises:
         NotConfirmed: the permit names something else.
-        OpsError: the live server refuses, or more keys would be deleted than were counted.
+        OpsError: the live server refuses.
         Unreachable: it does not answer.
     """
     permit.require(ACT, order.target)
     done = Restored()
     with scratch_line(block, scratch) as backup:
-        for one in order.held:
-            if order.extra == "remove" and one.extra:
-                _remove(backup, live, one, writes, done)
+        if order.extra == "remove":
+            _remove(backup, live, order, writes, done)
         failpoint("redis: others removed")
         for one in order.held:
             for page in keys_under(backup, one.database, one.prefix) if one.backup else ():
                 carry(backup, live, one.database, page, done.carried)
                 failpoint("redis: keys carried")
+        if order.extra == "remove":  # again: keys have expired in the backup since
+            _remove(backup, live, order, writes, done)
     return done
 
 
@@ -221,21 +223,19 @@ def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: 
     return str(answer) if isinstance(answer, Exception) else ""
 
 
-def _remove(backup: RedisLine, live: RedisLine, one: PrefixKeys, writes: LiveWrites, done: Restored) -> None:
-    removed = 0
-    for keys in _extra(backup, live, one):
-        writes.settle()
-        doomed = [key for key in keys if key not in writes]
-        done.spared += len(keys) - len(doomed)
-        if removed + len(doomed) > one.extra:
-            raise OpsError(
-                f"there are more keys under {shown(one.prefix)} to delete than the {one.extra:,} counted ones",
-                "clients add keys: stop them, or run it again with extra=keep",
-            )
-        answers = live.pipe(one.database, [("UNLINK", key) for key in doomed])
-        live.refuse(answers)
-        removed += len(doomed)
-    done.removed += removed
+def _remove(backup: RedisLine, live: RedisLine, order: RestoreOrder, writes: LiveWrites, done: Restored) -> None:
+    """Delete the live keys that the backup does not have. More than were counted have expired in the backup since; but
+    if the clients' writes are unknown, they may be a client's, and are kept."""
+    done.spared = 0
+    for one in order.held:
+        for keys in _extra(backup, live, one):
+            writes.settle()
+            doomed = [key for key in keys if key not in writes]
+            if not writes.known:
+                doomed = doomed[: max(order.removed - done.removed, 0)]
+            done.spared += len(keys) - len(doomed)
+            live.refuse(live.pipe(one.database, [("UNLINK", key) for key in doomed]))
+            done.removed += len(doomed)
 
 
 def _extra(backup: RedisLine, live: RedisLine, one: PrefixKeys) -> Iterator[list[bytes]]:

@@ -25,7 +25,7 @@ from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.host.services import refuse_ended, start_one, stopped
 from tasks.redis.restore.copy import ACT, RedisCopy
-from tasks.redis.restore.final_save import LastState, client_writes, final_save
+from tasks.redis.restore.final_save import LastState, client_writes, final_save, has_lost_directory
 from tasks.redis.server import (
     LOAD_SECONDS,
     answers,
@@ -81,12 +81,13 @@ def stop_redis(block: Redis, services: Services) -> StoppedRedis:
 
 @contextlib.contextmanager
 def _last_save(block: Redis, live: Path) -> Iterator[LastState | None]:
-    if live.is_dir():
+    if not has_lost_directory(block):
         with final_save(block, live) as last:
             yield last
         return
-    # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/).
-    with contextlib.suppress(OpsError), connected(block) as client:
+    # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/). What it had
+    # is a backup by now (`flows.redis.backup.keep_live`).
+    with connected(block) as client:
         client.config_set("save", "")
     yield None
 

@@ -88,6 +88,13 @@ class RedisServerSettings:
         return same(name, written, value)
 
 
+def differences(unwritten: Mapping[str, tuple[str, str]]) -> list[str]:
+    """For each setting: `save off runs, 900 1 is written`."""
+    return [
+        f"{name} {shown(name, runs)} runs, {shown(name, file)} is written" for name, (runs, file) in unwritten.items()
+    ]
+
+
 @probe
 def read_settings(block: Redis, environment: str) -> RedisServerSettings:
     """The settings of §2.3 and §2.4, maxmemory, and others that were set at run time. To find out how a change takes
@@ -97,6 +104,11 @@ def read_settings(block: Redis, environment: str) -> RedisServerSettings:
         Unreachable: the server does not answer.
         OpsError: it refuses the password or a reading command.
     """
+    return query_settings(block, environment)
+
+
+def query_settings(block: Redis, environment: str = "") -> RedisServerSettings:
+    """See `read_settings`."""
     server = ask(block)
     with connected(block) as client:
         running = {str(name): str(value) for name, value in client.config_get(*NAMES, IMMUTABLE).items()}

@@ -7,6 +7,8 @@ content: each fetch is proven, and two different contents of one segment are det
     000000010000000000000003-<sha256>.zst[.age].damaged          a mark: the WAL in that file is damaged
     000000010000000000000003.pruned                              a mark: the timeline's segments up to that one were
     deleted
+    00000007.00000004-00000005.in_use                            a mark, the seventh: timeline 4 takes the writes, and 5
+    was the highest one
 
 Earlier versions compressed with gzip (`.gz` instead of `.zst`). Those files stay as they are, and count the same.
 """
@@ -34,6 +36,7 @@ _NAME = re.compile(
 _BLOCK = 1 << 20
 DAMAGED = ".damaged"
 _PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
+_IN_USE = re.compile(r"(?P<number>[0-9]{8})\.(?P<timeline>[0-9A-F]{8})-(?P<highest>[0-9A-F]{8})\.in_use")
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,28 @@ class StoredSegment:
     damaged: bool = False
 
 
+@dataclass(frozen=True, order=True)
+class BranchMark:
+    """A record of the timeline that took the writes from then on, after a promotion, a swap or its undo. `number`:
+    their order; `highest`: the highest timeline at that time. Those up to it that are not in the history of `timeline`
+    were left."""
+
+    number: int
+    timeline: int
+    highest: int
+
+
 @dataclass(frozen=True)
 class ArchiveListing:
     """The content of an archive: finished files by segment (more than one: they differ), partial ones by segment, and
-    histories by timeline. `pruned`: by timeline (eight digits), the newest segment that was deleted as old."""
+    histories by timeline. `pruned`: by timeline (eight digits), the newest segment that was deleted as old. `branch`:
+    the newest record of the timeline in use."""
 
     segments: dict[str, tuple[StoredSegment, ...]]
     partials: dict[str, tuple[StoredSegment, ...]]
     histories: dict[int, tuple[StoredSegment, ...]]
     pruned: dict[str, str] = field(default_factory=dict)
+    branch: BranchMark | None = None
 
     def is_pruned(self, segment: str) -> bool:
         """Whether a missing segment was deleted on purpose: it is not stored again, and is no gap. That holds only for
@@ -66,7 +82,7 @@ class ArchiveListing:
 
     @property
     def timelines(self) -> set[int]:
-        """All segments with any file."""
+        """All timelines with any file."""
         return {*self.histories, *(int(name[:8], 16) for name in (*self.segments, *self.partials))}
 
     @property
@@ -108,6 +124,7 @@ class Archive:
             {name: tuple(sorted(found, key=lambda one: one.end)) for name, found in partials.items()},
             {number: tuple(found) for number, found in histories.items()},
             pruned_in(names),
+            _branch_in(names),
         )
 
     def put(self, of: str, content: bytes, *, end: int = 0) -> StoredSegment:
@@ -178,15 +195,30 @@ class Archive:
         self.place.put(stored.name + DAMAGED, b"this WAL does not decode\n", lasting=False)
         return replace(stored, damaged=True)
 
-    def note_pruned(self, doomed: Sequence[StoredSegment]) -> None:
-        """Mark that these are deleted on purpose. Call it before the deletion. An unfinished segment of the newest
-        timeline does not count: it is stored again when it is finished.
+    def note_in_use(self, timeline: int, left: Iterable[int] = ()) -> None:
+        """Record that this timeline takes the writes from now on, and that those in `left` do not. The newest record
+        counts; one that says the same is not repeated.
 
         Raises:
             OpsError, Unreachable: it cannot be written.
         """
         listing = self.listing()
-        live = f"{max(listing.timelines, default=0):08X}"
+        last, highest = listing.branch, max({timeline, *left, *listing.timelines})
+        if last and last.timeline == timeline and last.highest >= highest:
+            return
+        number = last.number + 1 if last else 1
+        name = f"{number:08d}.{timeline:08X}-{highest:08X}.in_use"
+        self.place.put(name, f"timeline {timeline} is in use\n".encode(), lasting=False)
+
+    def note_pruned(self, doomed: Sequence[StoredSegment], in_use: int) -> None:
+        """Mark that these are deleted on purpose. Call it before the deletion. An unfinished segment of the timeline
+        `in_use` does not count: it is stored again when it is finished.
+
+        Raises:
+            OpsError, Unreachable: it cannot be written.
+        """
+        listing = self.listing()
+        live = f"{in_use:08X}"
         newest = dict[str, str]()
         for one in doomed:
             if not (one.end and one.of.startswith(live)):
@@ -209,14 +241,19 @@ def pruned_in(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def timeline_in(archive: Archive, listing: ArchiveListing, number: int = 0) -> Timeline:
-    """A timeline of the archive, the newest by default, with its history.
+def _branch_in(names: Iterable[str]) -> BranchMark | None:
+    marks = (_IN_USE.fullmatch(name) for name in names)
+    found = (BranchMark(int(one["number"]), int(one["timeline"], 16), int(one["highest"], 16)) for one in marks if one)
+    return max(found, default=None)
+
+
+def timeline_in(archive: Archive, listing: ArchiveListing, number: int) -> Timeline:
+    """A timeline of the archive with its history. `tasks.wal.branch` finds the number of the one in use.
 
     Raises:
         OpsError: there is no such timeline.
         VerificationFailed: its history is damaged, or there are two.
     """
-    number = number or max(listing.timelines, default=1)
     if number == 1:
         return Timeline(1)
     found = listing.histories.get(number, ())

@@ -9,6 +9,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment, timeline_in
 from tasks.wal.format.names import SEGMENT_BYTES, Segment, Timeline, lsn_text
+from tasks.wal.format.pages import PAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Chain:
     def end(self) -> int:
         """The LSN at which it ends at most; 0 for an empty chain."""
         return self.links[-1].end if self.links else 0
+
+    def reaches(self, lsn: int) -> bool:
+        """Whether it has the WAL before `lsn`. An unfinished segment is known up to its last byte that is not zero:
+        the end of a record may be."""
+        return bool(self.links) and self.end + (PAGE_BYTES if self.links[-1].stored.end else 0) >= lsn
 
     @property
     def trouble(self) -> str:
@@ -121,8 +127,8 @@ def _newest(listing: ArchiveListing, timeline: Timeline, bytes_: int) -> int:
 
 
 @probe
-def read_chain(archive: Archive, lsn: int, timeline: int = 0, segment_bytes: int = SEGMENT_BYTES) -> Chain:
-    """The archive's segments from `lsn` on, along the history of a timeline (0: the newest).
+def read_chain(archive: Archive, lsn: int, timeline: int, segment_bytes: int = SEGMENT_BYTES) -> Chain:
+    """The archive's segments from `lsn` on, along the history of a timeline.
 
     Raises:
         OpsError, Unreachable: the archive cannot be listed, or has no such timeline.

@@ -1,14 +1,15 @@
 """WAL that only the server has: the segments of its `pg_wal` after the end of the archive, shipped as the receiver's.
 
-The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and newest timeline,
-follow the archive without a gap, and decode. What follows the last readable record is older than its place, and is cut
-off.
+The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and of the timeline in
+use, follow the archive without a gap, and decode. What follows the last readable record is older than its place, and is
+cut off.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from blocks.environment import Environment, Stores
 from runbook.kinds import action
 from tasks.host.disk import is_here
 from tasks.stores.directory import told
-from tasks.wal.archive.archive import ArchiveListing, timeline_in
+from tasks.wal.archive.archive import ArchiveListing
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.ship import Destination, Shipped, ship
-from tasks.wal.format.names import Segment, Timeline
-from tasks.wal.format.pages import next_record
+from tasks.wal.branch import Branches
+from tasks.wal.format.names import Segment, lsn_text
+from tasks.wal.format.pages import next_record, record_behind
 from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.waldump import commits_in
 
@@ -42,23 +44,31 @@ def ship_server_wal(env: Environment, which: Stores) -> Shipped:
     listing = archive.listing()
     if not (listing.segments or listing.partials):
         return Shipped()
-    wanted = _after(local, listing, timeline_in(archive, listing))
+    branches = Branches.found(env, archive, listing, local[-1].system)
+    own, followed = local[-1].timeline, branches.in_use()
+    if own == followed:
+        wanted = _after(local, listing, own)
+    elif own not in listing.timelines and branches.history(own).left_at(followed):
+        wanted = [one for one in local if one.timeline == own]  # it continued there, and no receiver had it
+    else:
+        wanted = []  # a branch that was left
     if not wanted:
         return Shipped()
     spool = Path(env.backups.spool) / env.name
     with told(spool):
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix=".wal-", dir=spool) as copies:
-            _copy_readable(env, wanted, Path(copies))
-            return ship(Path(copies), Destination(which, partial(archive_of, env, which)))
+            hole = _copy_readable(env, wanted, Path(copies))
+            if (history := directory / f"{own:08X}.history").is_file():
+                shutil.copyfile(history, Path(copies) / history.name)
+            done = ship(Path(copies), Destination(which, partial(archive_of, env, which)))
+            return replace(done, refused=(*done.refused, hole)) if hole else done
 
 
-def _after(local: list[Local], listing: ArchiveListing, timeline: Timeline) -> list[Local]:
+def _after(local: list[Local], listing: ArchiveListing, timeline: int) -> list[Local]:
     """Those that continue the archive: its last segment and what follows it without a gap."""
-    archived = [name for name in (*listing.segments, *listing.partials) if int(name[:8], 16) == timeline.number]
-    own = {
-        one.segment.number: one for one in local if one.timeline == timeline.number and one.system == local[-1].system
-    }
+    archived = [name for name in (*listing.segments, *listing.partials) if int(name[:8], 16) == timeline]
+    own = {one.segment.number: one for one in local if one.timeline == timeline and one.system == local[-1].system}
     if not archived or not own:
         return []
     number = max(Segment.named(name, local[-1].bytes).number for name in archived)
@@ -70,14 +80,16 @@ def _after(local: list[Local], listing: ArchiveListing, timeline: Timeline) -> l
     return found
 
 
-def _copy_readable(env: Environment, wanted: list[Local], directory: Path) -> None:
-    """Copy segments as a receiver has them: finished ones, and the beginning of the last one as `.partial`."""
+def _copy_readable(env: Environment, wanted: list[Local], directory: Path) -> str:
+    """Copy segments as a receiver has them: finished ones, and the beginning of the last one as `.partial`. Returns why
+    that is not all; "" where it is."""
     files = [(one.segment, directory / one.name) for one in wanted]
-    for one, (_, path) in zip(wanted, files, strict=True):
-        shutil.copyfile(one.path, path)  # of a running server: it writes on
+    for one, (_, path) in reversed(list(zip(wanted, files, strict=True))):
+        shutil.copyfile(one.path, path)  # of a running server: it writes on, and finishes one before it begins the next
     ends = list[int]()
     commits_in(env.postgres, files, ends.append)
     reached = next_record(files, ends[0]) if ends else files[-1][0].end
+    behind = record_behind(files, reached) if ends else 0
     for segment, path in files:
         if segment.end <= reached:
             continue
@@ -85,3 +97,5 @@ def _copy_readable(env: Environment, wanted: list[Local], directory: Path) -> No
             content = path.read_bytes()[: reached - segment.start]
             path.with_name(f"{path.name}.partial").write_bytes(content.ljust(segment.bytes, b"\0"))
         path.unlink()
+    where = wanted[0].path.parent
+    return f"{where} does not decode from {lsn_text(reached)} to {lsn_text(behind)}: later WAL exists" * bool(behind)

@@ -20,6 +20,7 @@ from tasks.wal.format.header import HEADER, read_header, require_own
 from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT
 
 READERS = 2
+LISTINGS = 10
 KEEP_SEGMENTS = 64
 """Finished segments that stay in the receiver's directory: a standby may ask for them."""
 
@@ -104,26 +105,47 @@ def ship_to_all(
     directory: Path, destinations: Sequence[Destination], *, partial: bool = True, frames: Frames | None = None
 ) -> Mapping[str, Shipped]:
     """Put every file of a directory into each archive that lacks it, oldest first. An archive that fails is left for
-    this round; the others go on.
+    this round; the others go on. When it returns, they have everything that the directory had when it was called.
 
     Args:
         frames: the compressed beginning of the unfinished segment, from the last round
 
     Raises:
-        OpsError: the directory cannot be listed.
+        OpsError: the directory cannot be listed, or its files never stay.
     """
-    rounds = {destination.name: _Round() for destination in destinations}
-    paths = _files(directory)
-    segments = [path.name for path in paths if SEGMENT.fullmatch(path.name)]
-    wanted = [path for path in paths if SEGMENT.fullmatch(path.name) or HISTORY.fullmatch(path.name)]
-    wanted += [path for path in paths if PARTIAL.fullmatch(path.name)] if partial else []
-    for file in _hashed((ReceivedFile(path, frames or Frames()) for path in wanted), destinations):
-        with contextlib.suppress(FileNotFoundError):  # finished and renamed, or deleted, since the listing
+    rounds, newest = {destination.name: _Round() for destination in destinations}, ""
+    for _ in range(LISTINGS):
+        paths = _files(directory)
+        newest = max((path.name for path in paths if SEGMENT.fullmatch(path.name)), default="", key=_place)
+        wanted = [path for path in paths if SEGMENT.fullmatch(path.name) or HISTORY.fullmatch(path.name)]
+        wanted += [path for path in paths if PARTIAL.fullmatch(path.name)] if partial else []
+        if _ship_files(directory, [ReceivedFile(path, frames or Frames()) for path in wanted], destinations, rounds):
+            break
+    else:
+        raise OpsError(f"the files of {directory} were renamed or deleted during {LISTINGS} listings", "run it again")
+    return {name: Shipped(tuple(done.put), tuple(done.refused), newest, done.failure) for name, done in rounds.items()}
+
+
+def _place(name: str) -> tuple[str, str]:
+    return name[8:], name[:8]
+
+
+def _ship_files(
+    directory: Path, files: Sequence[ReceivedFile], destinations: Sequence[Destination], rounds: Mapping[str, _Round]
+) -> bool:
+    """Put the files that were listed. False: one was finished and renamed, or deleted, since the listing; what it had
+    is in a file of another name."""
+    whole = True
+    for done in rounds.values():
+        done.refused.clear()
+    for file in _hashed(files, destinations):
+        try:
             for destination in destinations:
                 if not rounds[destination.name].failure and not destination.has(file):
                     _ship_file(directory, file, destination, rounds[destination.name])
-    newest = max(segments, default="", key=lambda name: (name[8:], name[:8]))
-    return {name: Shipped(tuple(done.put), tuple(done.refused), newest, done.failure) for name, done in rounds.items()}
+        except FileNotFoundError:
+            whole = False
+    return whole
 
 
 def _hashed(files: Iterable[ReceivedFile], destinations: Sequence[Destination]) -> Iterator[ReceivedFile]:
@@ -262,7 +284,7 @@ def _has(
 
 def _files(directory: Path) -> list[Path]:
     try:
-        return sorted(directory.iterdir(), key=lambda path: (path.name[8:], path.name[:8]))
+        return sorted(directory.iterdir(), key=lambda path: _place(path.name))
     except OSError as error:
         raise OpsError(
             f"{directory} cannot be listed: {error.strerror}",

@@ -32,6 +32,17 @@ def record_end(start: int, bytes_: int, segment_bytes: int) -> int:
     return -(-(place + left) // ALIGNED) * ALIGNED
 
 
+def places_of(start: int, bytes_: int, segment_bytes: int) -> list[int]:
+    """The LSN of each byte of a record, or of its beginning: page headers lie between them."""
+    found, place = list[int](), start
+    for _ in range(bytes_):
+        if found and not place % PAGE_BYTES:
+            place += PAGE_HEAD if place % segment_bytes else SEGMENT_HEAD
+        found.append(place)
+        place += 1
+    return found
+
+
 def next_record(files: Files, last: int) -> int:
     """Where the record after the last readable one begins; `last` itself at the beginning of a segment."""
     segment, path = next(one for one in files if one[0].start <= last < one[0].end)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from blocks.postgres.server import Postgres
-from tasks.wal.format.names import lsn_of
-from tasks.wal.format.pages import Files
+from runbook.errors import VerificationFailed
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.format.pages import Files, next_record, record_behind
 from tasks.wal.reading.transactions import LINE, parse_end
 from tasks.wal.reading.waldump import lines_in
 
@@ -55,13 +56,21 @@ class _Reading:
 
 
 def read_committed(postgres: Postgres, files: Files, after: int) -> list[Committed]:
-    """Every transaction whose commit record begins after the LSN `after`, in consecutive segments of one history.
+    """Every transaction whose commit record begins after the LSN `after`, in consecutive segments of one history. The
+    last segment may be unfinished.
 
     Raises:
-        CommandFailed: pg_waldump failed, other than at the end of WAL.
+        VerificationFailed: reading ends although records follow.
+        CommandFailed: pg_waldump failed.
     """
-    reading = _Reading()
-    reading.read(lines_in(postgres, files, []))
+    reading, ends = _Reading(), list[int]()
+    reading.read(lines_in(postgres, files, [], stopped=ends.append))
+    reached = next_record(files, ends[0]) if ends else files[-1][0].end
+    if reached < files[-1][0].end and record_behind(files, reached):
+        raise VerificationFailed(
+            f"WAL does not decode from {lsn_text(reached)} on, although records follow",
+            "find an intact copy of that segment, and copy it into the archive",
+        )
     return [one for one in reading.found if one.lsn > after]
 
 

@@ -26,7 +26,7 @@ from tasks.wal.format.names import lsn_text
 from tasks.wal.format.pages import PAGE_BYTES, Files, next_record, record_behind, skip_to
 from tasks.wal.reading.local import find_segments
 from tasks.wal.reading.supply import RECEIVED, directories_of
-from tasks.wal.reading.waldump import Commit, commits_in
+from tasks.wal.reading.waldump import Commit, PreparedTransactions, commits_in
 
 Copies = Callable[[Link], Iterator[bytes]]
 """The other copies of a segment. A copy of an unfinished one may end earlier or later, or continue with older
@@ -67,6 +67,7 @@ class Reader:
     directory: Path
     copies: Copies = lambda _: iter(())
     commits: list[Commit] = field(default_factory=list)
+    prepared: PreparedTransactions = field(default_factory=PreparedTransactions)
     read: tuple[Link, ...] = ()
     end: int = 0
     damage: str = ""
@@ -127,7 +128,8 @@ class Reader:
             start = record_behind(files, self.end) if link.segment.start <= self.end else 0
             if start % PAGE_BYTES:
                 skip_to(path, link.segment, start)
-            return [one for one in commits_in(self.postgres, files, start=start) if one.lsn >= self.end]
+            there = commits_in(self.postgres, files, lambda _: None, jump=start)  # as far as it is readable
+            return [one for one in there if one.lsn >= self.end]
         finally:
             path.unlink(missing_ok=True)
 
@@ -177,7 +179,7 @@ class Reader:
     def _decode(self, files: Files, *, is_last: bool) -> _Decoded:
         """At the end of the archive the last record may be incomplete: no other one follows it then."""
         ends = list[int]()
-        commits = commits_in(self.postgres, files, ends.append)
+        commits = commits_in(self.postgres, files, ends.append, prepared=self.prepared)
         reached = next_record(files, ends[0]) if ends else files[-1][0].end
         is_broken = reached < files[-1][0].end and not (is_last and not record_behind(files, reached))
         return _Decoded(commits, reached, reached if is_broken else 0)

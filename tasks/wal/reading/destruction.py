@@ -1,41 +1,51 @@
 """Statements in WAL that dropped a database or emptied a table: the transaction, and the last place before it.
 
-DROP DATABASE deletes the files before its transaction commits (XLOG_DBASE_DROP), and marks the database as invalid
-before that, outside the transaction. A recovery must therefore stop before the transaction's first record.
+DROP DATABASE deletes the files before its transaction commits (XLOG_DBASE_DROP). Before that it marks the database as
+invalid: it updates its row in pg_database in place, which holds whether or not the transaction commits. The transaction
+may get its ID only afterwards, when it deletes that row. A recovery must therefore stop before the mark.
 
-src/backend/commands/dbcommands.c: dropdb; src/backend/access/rmgrdesc/dbasedesc.c
+src/backend/commands/dbcommands.c: dropdb; src/backend/access/rmgrdesc/dbasedesc.c, heapdesc.c
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from blocks.postgres.server import Postgres
 from runbook import clock
-from tasks.wal.format.names import Segment, lsn_of, lsn_text
+from runbook.errors import VerificationFailed
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.format.pages import Files
+from tasks.wal.format.records import read_record, row_in
 from tasks.wal.reading.touches import TOUCHING, Touches
 from tasks.wal.reading.transactions import DEFINING, LINE, Definitions, End, Pair, parse_end
-from tasks.wal.reading.waldump import lines_in
+from tasks.wal.reading.waldump import LSN, Commit, lines_in, must_reach
 
 Statement = Literal["DROP DATABASE", "DROP TABLE", "TRUNCATE", "DELETE"]
-Files = Sequence[tuple[Segment, Path]]
 
-MOST_BACK = 1 << 26
-"""Bytes of WAL before a DROP DATABASE in which its transaction began: it waits for one checkpoint only."""
+MARKS_SINCE = 150004
+"""The first version that marks a database as invalid before it drops it."""
 LEAST_DELETED = 10
 _DROP = re.compile(r"DROP dir (.*)")
 _DIRECTORY = re.compile(r"(?:\d+|base|pg_tblspc/\d+(?:/[^/ ]+)?)/(\d+)")
-_ANY = ("Heap", "Heap2", "Btree", *DEFINING)
+_ROW = re.compile(
+    r"lsn: (?P<lsn>[0-9A-F/]+), .*desc: (?P<what>DELETE|INPLACE) .*?\boff:? (?P<off>\d+)\b.* "
+    r"rel (?P<relation>1664/0/\d+) blk (?P<block>\d+)"
+)
+_BACK = (4, 32, 256)
+"""How many segments back the beginning of a DROP DATABASE is searched for, before all WAL is: after the mark it waits
+for a checkpoint only."""
 
 
 @dataclass(frozen=True)
 class Destruction:
-    """One committed transaction that destroyed data. `begin`: the LSN of its first record, before which a recovery
-    stops; `database`: the OID; `tables`: the names of the emptied ones."""
+    """One transaction that destroyed data. `begin`: the LSN of its first trace, before which a recovery stops;
+    `database`: the OID; `tables`: the names of the emptied ones. Only a DROP DATABASE does it without a commit: where
+    it was interrupted, `end` is where it marked the database as invalid, without a transaction ID."""
 
     statement: Statement
     end: End
@@ -51,6 +61,8 @@ class Destruction:
     @property
     def text(self) -> str:
         """The statement, its transaction, time and place."""
+        if not self.end.committed:
+            return f"{self.what}, which was interrupted, at {lsn_text(self.end.lsn)}"
         return (
             f"{self.what} by transaction {self.end.xid}, committed {clock.text(self.end.at, 'microseconds')}, "
             f"at {lsn_text(self.end.lsn)}"
@@ -88,36 +100,98 @@ class DroppedDatabases:
 
 @dataclass
 class WalDefinitions:
-    """What a range of WAL did to whole databases and whole tables."""
+    """What a range of WAL did to whole databases and whole tables, up to at least the record at `newest`."""
 
     databases: DroppedDatabases
     tables: Definitions
+    newest: int
 
 
-def read_definitions(postgres: Postgres, files: Files, databases: Iterable[int], start: int) -> WalDefinitions:
-    """Read WAL for dropped databases, and for tables of `databases` (OIDs) that were truncated or dropped.
+def read_definitions(
+    postgres: Postgres, files: Files, databases: Iterable[int], start: int, newest: int
+) -> WalDefinitions:
+    """Read WAL for dropped databases, and for tables of `databases` (OIDs) that were truncated or dropped, from `start`
+    up to at least the record at `newest`.
 
     Raises:
+        VerificationFailed: it does not decode up to there.
         CommandFailed: pg_waldump failed.
     """
-    found = WalDefinitions(DroppedDatabases(), Definitions(frozenset(databases)))
-    lines = lines_in(postgres, files, DEFINING, start=start)
+    found = WalDefinitions(DroppedDatabases(), Definitions(frozenset(databases)), newest)
+    lines = lines_in(postgres, files, DEFINING, start=start, stopped=must_reach(newest))
     found.tables.read(found.databases.watch(lines))
     return found
 
 
-def begin_of(postgres: Postgres, files: Files, destruction: Destruction) -> int:
-    """The LSN of the first record of its transaction, at most `MOST_BACK` earlier."""
-    begin = max(files[0][0].start, destruction.begin - MOST_BACK)
-    near = [one for one in files if one[0].end > begin and one[0].start <= destruction.end.lsn]
-    everyone = {destruction.end.xid, *destruction.end.inner}
-    for line in lines_in(postgres, near, _ANY, start=max(begin, near[0][0].start)):
-        if (match := LINE.search(line) or _RECORD.search(line)) and int(match[1]) in everyone:
-            return min(lsn_of(match[2]), destruction.begin)
-    return destruction.begin
+def begin_of_drop(postgres: Postgres, files: Files, drop: Commit, *, start: int, marks: bool) -> int:
+    """The LSN of the first trace of a DROP DATABASE: the in-place update that marks the database as invalid (`marks`:
+    this version does that), or an earlier record of its transaction. `start`: the end of the base backup.
+
+    Raises:
+        VerificationFailed: it is not after `start`, or the WAL does not decode up to its commit.
+        CommandFailed: pg_waldump failed.
+    """
+    until = [one for one in files if one[0].end > start and one[0].start <= drop.lsn]
+    for back in (*_BACK, len(until)):
+        near = until[-back:]
+        begin = _begin_in(postgres, near, drop, marks=marks)
+        # The records of a transaction that reaches back beyond the first of these segments may begin even earlier.
+        if begin and (begin >= near[0][0].end or (near == until and begin >= start)):
+            return begin
+    raise VerificationFailed(
+        f"the beginning of the DROP DATABASE by transaction {drop.xid} is not in the WAL from {lsn_text(start)} on",
+        "give an older base backup (backup=…): this one was taken during the DROP DATABASE",
+    )
 
 
-_RECORD = re.compile(r"tx: +(\d+), lsn: ([0-9A-F/]+), ")
+def _begin_in(postgres: Postgres, files: Files, drop: Commit, *, marks: bool) -> int:
+    """The first trace in these segments; 0 if the deletion of the database's row, or its mark, is not there."""
+    own = list(lines_in(postgres, files, [], only=[f"--xid={drop.xid}"], stopped=must_reach(drop.lsn)))
+    deleted = [row for line in own if (row := _ROW.search(line)) and row["what"] == "DELETE"]
+    if not deleted:
+        return 0
+    row, first = deleted[-1], LSN.search(own[0])
+    assert first
+    if not marks:
+        return lsn_of(first[1])
+    at = DatabaseRow(row["relation"], int(row["block"]), int(row["off"]))
+    return min(find_mark(postgres, files, at, lsn_of(row["lsn"])), lsn_of(first[1]))
+
+
+@dataclass(frozen=True)
+class DatabaseRow:
+    """The place of a database's row: the file of pg_database as `1664/0/1262`, the block, and the number in it."""
+
+    relation: str
+    block: int
+    off: int
+
+
+def find_mark(postgres: Postgres, files: Files, row: DatabaseRow, until: int) -> int:
+    """The LSN of the in-place update before `until` that marked a database as invalid; 0 if it is not in these
+    segments. A DROP DATABASE that is repeated after an interrupted one marks it again: then it is the first of these
+    updates, as far as their content can be read. VACUUM updates the row in place too.
+
+    Raises:
+        VerificationFailed: the WAL does not decode up to `until`.
+        CommandFailed: pg_waldump failed.
+    """
+    only = [f"--relation={row.relation}", f"--block={row.block}"]
+    lines = lines_in(postgres, files, ["Heap"], only=only, stopped=must_reach(until))
+    updates = (one for one in map(_ROW.search, lines) if one and one["what"] == "INPLACE")
+    of_row = [lsn for one in updates if int(one["off"]) == row.off and (lsn := lsn_of(one["lsn"])) < until]
+    mark = 0
+    for lsn in reversed(of_row):
+        content = row_in(read_record(files, lsn), row.off)
+        is_mark = not mark if content is None else _LIMIT.unpack_from(content, _LIMIT_AT)[0] == _INVALID
+        if not is_mark:
+            break
+        mark = lsn
+    return mark
+
+
+# src/include/catalog/pg_database.h: datconnlimit, DATCONNLIMIT_INVALID_DB
+_LIMIT, _LIMIT_AT, _INVALID = struct.Struct("<i"), 80, -2
 
 
 def find_emptied(
@@ -128,12 +202,14 @@ def find_emptied(
     missing: Collection[str],
     rows: Mapping[str, int],
     start: int,
+    newest: int,
 ) -> list[Destruction]:
     """The transactions that emptied tables which are empty or missing now, in the order of WAL.
 
     `emptied`: the OID and the file of each empty table; `rows`: those that each table had. A missing table has no OID
     any more: every transaction that dropped relations may be the one. `DELETE`: only a transaction that deleted at
-    least half of a table's rows at once; a queue that its workers emptied is no destruction.
+    least half of a table's rows at once; a queue that its workers emptied is no destruction. `start`, `newest`: see
+    `read_definitions`.
     """
     found = list[Destruction]()
     for one in definitions.found:
@@ -146,7 +222,8 @@ def find_emptied(
     files_of = {file: name for name, (_, file) in emptied.items()}
     if files_of:
         touches = Touches(frozenset(files_of), LEAST_DELETED)
-        touches.read(lines_in(postgres, files, TOUCHING, start=start), ("DELETE",))
+        lines = lines_in(postgres, files, TOUCHING, start=start, stopped=must_reach(newest))
+        touches.read(lines, ("DELETE",))
         for touched in touches.found:
             names = tuple(
                 sorted(files_of[file] for file, count in touched.deleted.items() if 2 * count >= rows[files_of[file]])

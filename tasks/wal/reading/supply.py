@@ -94,7 +94,7 @@ class Supply:
 
 
 @probe
-def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0) -> Supply:
+def read_supply(env: Environment, source: Stores, system: int, timeline: int) -> Supply:
     """Locate every segment of a cluster. Places that do not answer are skipped: the others may have everything.
 
     Raises:
@@ -130,7 +130,7 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
     if not found:
         hint = "check [wal] directory and [backups] wal of the environment, and the receiver's log"
         raise OpsError("there is no WAL to read" + "".join(f"; {why}" for why in silent), hint)
-    history = _history(env, archive, timeline or max(one.segment.timeline for one in found))
+    history = _history(env, archive, timeline)
     return Supply(system, history, bytes_, archive, _chosen(found, history, bytes_), tuple(silent))
 
 
@@ -197,8 +197,8 @@ def first_at(postgres: Postgres, supply: Supply, moment: datetime, directory: Pa
         try:
             path = supply.bring(piece, directory)
         except VerificationFailed:
-            return 0.0  # its reader reports the problem
-        commits = commits_in(postgres, [(piece.segment, path)])
+            return 0.0  # the window's reader reports the problem
+        commits = commits_in(postgres, [(piece.segment, path)], lambda _: None)  # nor a damaged place in it
         path.unlink()
         return max((one.at.timestamp() for one in commits), default=0.0)
 

@@ -365,10 +365,11 @@ def test_rows_that_are_not_the_manifest_s_leave_the_live_ones(trial: Trial) -> N
     with pytest.raises(RunbookFailed, match="rows equal to the backup: not equal: public.by_mood"):
         restore("by_mood")
     assert trial.sql("SELECT count(*) FROM by_mood") == [(0,)]
+    assert newest(trial).failed, "the next plan takes the one before"
     for path in (newest_path(trial) / "dump").glob("*.dat*"):
         flip(path)
     with pytest.raises(RunbookFailed, match="files of "):
-        restore("by_mood")
+        restore("by_mood", backup=newest(trial).name)
 
 
 def test_live_rows_that_would_be_others_are_never_committed(trial: Trial) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 import pytest
 
@@ -168,3 +169,15 @@ def test_intact_live_files_stay_as_they_are(backed_up: Cluster) -> None:
     plan = full_restore.fn(NAME)
     assert "writes of the files of the last" in plan.headline, plan.headline
     assert "old.png is missing" in next(one.value for one in plan.findings if one.name == "live files")
+
+
+def test_another_database_of_a_dead_server_is_restored_to_the_end_of_its_wal_too(backed_up: Cluster) -> None:
+    """Its server cannot start, so nothing of it can be taken from the live directory either."""
+    backed_up.sql("postgres", "CREATE DATABASE other", database="postgres")
+    backed_up.sql("postgres", "CREATE TABLE orders AS SELECT 7 AS id", database="other")
+    backed_up.crash("postgres")
+    shutil.rmtree(backed_up.node("postgres").data / "pg_wal")
+    report = restored()
+    assert report.facts["other databases restored too"] == "other, to the end of the WAL"
+    assert report.losses["grc_db"].is_none, report.losses
+    assert backed_up.sql("postgres", "SELECT id FROM orders", database="other") == [(7,)]

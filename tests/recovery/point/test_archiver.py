@@ -19,7 +19,9 @@ from flows.recovery.objectives.points import read_recovery_points
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.wal.archive.destinations import archive_of, ship_now
+from tasks.wal.archive.archive import BranchMark
+from tasks.wal.archive.destinations import archive_of, destinations_of, ship_now
+from tasks.wal.archiver import WalArchiver
 from tasks.wal.put import put
 from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.recovery.forensics.test_transactions import deeds, transaction
@@ -172,3 +174,22 @@ def test_a_transaction_is_found_in_a_bucket_encrypted_when_the_table_is_gone(
     monkeypatch.setenv("PAIR_IDENTITY", str(x25519.Identity.generate()))
     with pytest.raises(OpsError, match="encrypted to other keys"):
         find_transaction.fn(NAME, "accounts")
+
+
+def test_it_records_the_timeline_that_the_receiver_follows_after_a_promotion_by_hand(cluster: Cluster) -> None:
+    env, system = cluster.environment, cluster.node("postgres").system
+    archiver = WalArchiver(cluster.wal, destinations_of(env))
+
+    def recorded(timeline: int) -> bool:
+        archiver.round(last=True)
+        mark = archive_of(env, "backups", system).listing().branch
+        return mark is not None and mark.timeline == timeline
+
+    cluster.sql("postgres", "CREATE TABLE t (id int)")
+    until(lambda: recorded(1), what="the first record", seconds=60)
+    cluster.stop("postgres")
+    cluster.promote("standby")
+    cluster.sql("standby", "SELECT pg_create_physical_replication_slot(%s, true)", env.wal.slot)
+    until(lambda: recorded(2), what="the record of the promotion", seconds=60)
+    assert recorded(2)
+    assert archive_of(env, "backups", system).listing().branch == BranchMark(2, 2, 2), "it is not repeated"

@@ -25,7 +25,7 @@ from tasks.backups import codec
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of, ship_now
-from tasks.wal.format.names import SEGMENT_BYTES, Segment, lsn_of
+from tasks.wal.format.names import SEGMENT, SEGMENT_BYTES, Segment, lsn_of
 from tasks.wal.receiver import wait_received
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
 from tests.fixtures.reports import values as findings
@@ -64,7 +64,7 @@ def bug(cluster: Cluster) -> int:
 def segments(cluster: Cluster) -> list[Path]:
     """The finished segments of the archive, oldest first."""
     (archive,) = (cluster.root / "backups" / "wal" / NAME).iterdir()
-    return sorted(path for path in archive.iterdir() if ".partial" not in path.name and ".history" not in path.name)
+    return sorted(path for path in archive.iterdir() if SEGMENT.fullmatch(path.name.partition("-")[0]))
 
 
 def switch(cluster: Cluster, role: str = "postgres") -> None:
@@ -185,6 +185,27 @@ def test_chosen_tables_come_back_and_what_others_wrote_since_stays(cluster: Clus
     assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5151)]
     assert cluster.sql("postgres", "SELECT count(*) FROM others") == [(1,)]
     assert cluster.supervisor.services()["postgresql"].pid == pid, "nothing stopped"
+
+
+def test_an_unlogged_table_keeps_its_rows(cluster: Cluster) -> None:
+    """A recovered copy has none of them: it emptied the live table, and called that proven by content."""
+    cluster.sql("postgres", "CREATE UNLOGGED TABLE sessions (id int PRIMARY KEY)")
+    cluster.sql("postgres", "CREATE UNLOGGED TABLE none (id int PRIMARY KEY)")
+    cluster.sql("postgres", "INSERT INTO sessions SELECT generate_series(1, 100)")
+    accounts(cluster)
+    xid = bug(cluster)
+    target = {"by": "before_transaction", "target": str(xid)}
+    assert "public.sessions: the WAL has none of their rows" in refused(
+        cluster, **target, mode="tables", tables=["accounts", "sessions"]
+    )
+    cluster.sql("postgres", "ALTER TABLE sessions SET LOGGED")  # since the target
+    assert "public.sessions: the WAL has none of their rows" in refused(
+        cluster, **target, mode="tables", tables=["sessions"]
+    )
+    cluster.sql("postgres", "ALTER TABLE sessions SET UNLOGGED")
+    assert cluster.sql("postgres", "SELECT count(*) FROM sessions") == [(100,)]
+    (named,) = [one for one in restore_to_point.fn(NAME, **target).findings if one.name == "unlogged tables"]
+    assert named.value == "empty afterwards, because the WAL has none of their rows: grc_db: public.sessions"
 
 
 def test_five_random_targets_each_come_back_to_the_transaction_before(cluster: Cluster) -> None:

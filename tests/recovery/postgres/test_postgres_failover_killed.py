@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.failover.member import ask_member, control_of
-from tests.fixtures.postgres.clusters import PROGRAMS, Cluster, Template, running_cluster
+from tests.fixtures import forked
+from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster, Template, running_cluster
 from tests.recovery.postgres_failovers import fail_over, found, lost, process, rejoin, verify_turned
 
 # Around every irreversible step; `soak` takes all that there are.
@@ -174,3 +176,21 @@ def test_no_acknowledged_write_is_lost_in_3_runs(cluster: Cluster, mode: str) ->
 @pytest.mark.parametrize("mode", ["planned", "unplanned"])
 def test_no_acknowledged_write_is_lost_in_20_runs(cluster: Cluster, mode: str) -> None:
     many(cluster, 20, mode)
+
+
+def test_a_planned_one_that_is_cancelled_gives_back_the_primary(cluster: Cluster) -> None:
+    """It stopped a primary that took writes."""
+    with cluster.writing() as writes:
+        writes.wait(20)
+        words = ("postgres-failover", f"environment={NAME}", "mode=planned", f"confirm={NAME}")
+        place = {"OPS_FAILPOINT": "failover: old primary stopped:cancel", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+        done = forked.run(["-m", "flows.launch", *words], {**os.environ, **place})
+        assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+        writes.wait(20)
+        assert not cluster.is_standby("postgres")
+        assert cluster.is_standby("standby")
+        assert not (cluster.root / "reports" / "postgres-failover.json").exists()
+        fail_over("planned")
+        writes.wait(20)
+    verify_turned(cluster, joined=True)
+    assert lost(cluster, "standby", writes) == set()

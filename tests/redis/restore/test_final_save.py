@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -99,3 +100,22 @@ def test_nothing_stops_where_it_cannot_be_saved(rig: Rig) -> None:
         restore_redis.fn(NAME, confirm=NAME)
     assert "is a directory" in finding(caught.value.report, SAVED).value
     assert (rig.run_id(), rig.client().get("newer")) == (run_id, b"1")
+
+
+@pytest.mark.parametrize("restore", [restore_redis.fn, full], ids=["restore-redis", "full-restore"])
+def test_data_whose_directory_was_deleted_is_kept_as_a_backup(rig: Rig, restore: Callable[..., Report]) -> None:
+    """The server serves from its memory, and can save nowhere (also not in a new directory of that name): its data is
+    read over the network."""
+    backup = backed_up(rig)
+    rig.client().set("newer", 1)
+    shutil.rmtree(rig.data)
+    if restore is full:
+        rig.account.directory(rig.data, 0o700)
+    kwargs = {"environment": NAME} if restore is restore_redis.fn else {}
+    report = restore(backup=backup, confirm=NAME, **kwargs)
+    assert report.status in (Status.OK, Status.WARN), report.sentence()
+    assert rig.client().mget("old", "newer") == [b"1", None]
+    kept = report.facts["live data kept as"]
+    assert kept in " ".join(value for name, value in report.facts.items() if name.startswith("undo"))
+    assert restore_redis.fn(NAME, backup=kept, confirm=NAME).status in (Status.OK, Status.WARN)
+    assert rig.client().mget("old", "newer") == [b"1", b"1"]

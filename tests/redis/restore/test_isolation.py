@@ -534,3 +534,35 @@ def knows(sentinel: SentinelServer, replica: RedisServer) -> bool:
     """Whether it has asked the replica, without which it promotes nobody."""
     found = sentinel.client().sentinel_slaves(MASTER)
     return any(one["port"] == replica.port and one["info-refresh"] < PATIENT_MS for one in found)
+
+
+def test_a_full_restore_keeps_the_data_of_the_master_of_now(watched: Watched) -> None:
+    """It was promoted while this host's server was down: no directory here has what was written to it since."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    backup = next(path.parent.name for path in watched.rig.store.glob("*/manifest.json"))
+    watched.fail_over()
+    watched.rig.services.stop("redis")
+    watched.replica.client().set("newer", 1)
+    report = full_restore.fn(NAME, backup=backup, confirm=NAME)
+    followed(watched)
+    assert watched.replica.client().get("newer") is None
+    kept = report.facts[f"undo for the data of {watched.replica.address}"].removeprefix("restore-redis with backup=")
+    assert restore_redis.fn(NAME, backup=kept, confirm=NAME).status in (Status.OK, Status.WARN)
+    assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
+def test_an_undo_keeps_the_data_of_the_master_of_now(watched: Watched) -> None:
+    """A failover came after the restore, and this host's server is down: the undo replaces the new master's data."""
+    rig = watched.rig
+    rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    restored(watched)
+    watched.fail_over()
+    rig.services.stop("redis")
+    watched.replica.client().set("newer", 1)
+    report = undo_restore_redis.fn(NAME, confirm=NAME)
+    followed(watched)
+    assert rig.client().get("newer") is None
+    assert restore_redis.fn(NAME, backup=report.facts["live data kept as"], confirm=NAME).status is Status.OK
+    assert rig.client().mget("old", "newer") == [b"1", b"1"]

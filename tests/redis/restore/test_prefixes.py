@@ -27,7 +27,7 @@ from tasks.backups.manifest import Manifest
 from tasks.redis.content.manifest import compare
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import RedisLine, live_line
-from tasks.redis.restore import values
+from tasks.redis.restore import prefixes, values
 from tasks.redis.restore.prefixes import restore_keys
 from tasks.redis.restore.values import same_value
 from tasks.redis.server import call
@@ -294,6 +294,42 @@ def test_what_clients_make_after_the_counting_is_spared(filled: RedisServer, mon
     assert report.facts["keys deleted"] == "1; 1 that clients had just written were kept"
     assert client.exists("session:old extra") == 0
     assert client.get("session:brand new") == b"1"
+
+
+@pytest.mark.parametrize("moment", ["redis: counted", "redis: others removed"])
+def test_keys_of_the_backup_that_expire_meanwhile(
+    filled: RedisServer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Each is another key that the backup does not have (any more): the run goes on, and ends with the backup's keys."""
+    client, real = filled.client(), prefixes.failpoint
+    client.flushall()
+    ends = datetime.now(UTC) + timedelta(seconds=6)
+    with client.pipeline() as pipe:
+        for number in range(200):
+            pipe.set(f"session:{number}", number)
+            if number % 2:
+                pipe.expireat(f"session:{number}", ends)
+        pipe.execute()
+    backup_redis.fn(NAME)
+    for number in range(1, 200, 2):
+        client.persist(f"session:{number}")
+    client.set("session:old extra", 1)
+
+    def passes(name: str) -> None:
+        real(name)
+        if name == moment:
+            assert datetime.now(UTC) < ends or moment != "redis: counted", "the backup took too long"
+            until(lambda: datetime.now(UTC) > ends, what="the end of these keys", seconds=60)
+
+    def and_time_passes(*arguments: Any) -> Any:
+        passes("redis: counted")
+        return keep_live(*arguments)
+
+    monkeypatch.setattr(prefixes, "failpoint", passes)
+    monkeypatch.setattr(prefix_steps, "keep_live", and_time_passes)
+    report = restore("session:", extra="remove")
+    assert report.status is Status.OK, report.sentence()
+    assert {*client.keys()} == {f"session:{number}".encode() for number in range(0, 200, 2)}
 
 
 def test_what_the_backup_replaced_is_said_to_be_lost(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,29 +24,7 @@ from tests.fixtures.killed import exit_code_at
 from tests.fixtures.reports import finding
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
-from tests.redis.restore.test_isolation import AUTH
 from tests.redis.servers import NAME, RedisServer, settles
-
-
-@pytest.fixture
-def replica(rig: Rig) -> Iterator[RedisServer]:
-    """Of the rig's server, without Sentinels: the environment lists it."""
-    rig.configure(aof=True, extra=AUTH)
-    rig.account.own(rig.configuration)
-    rig.account.own(rig.root)
-    rig.services.stop("redis")
-    rig.services.start("redis")
-    rig.wait()
-    found = RedisServer(settings=(f"replicaof 127.0.0.1 {rig.port}",), executable=rig.program)
-    plain = rig.toml.read_text()
-    rig.toml.write_text(plain.replace("[redis]\n", f'[redis]\nreplicas = ["{found.address}"]\n'))
-    try:
-        found.start()
-        yield found
-    finally:
-        found.remove()
-        rig.toml.write_text(plain)
-        os.chown(rig.root, os.geteuid(), os.getegid())
 
 
 def in_step(rig: Rig, replica: RedisServer) -> None:
@@ -73,8 +50,8 @@ def choice(rig: Rig, **named: object) -> tuple[SurvivingCopy | None, Survivors, 
     with use_report(report):
         around = read_topology(env.redis, env.reports_directory)
         found = sources.find(report, env, around)
-        wanted = named.pop("wanted", "auto")
-        chosen = sources.choose(report, env, found, around, newest(rig), wanted, **{"latest": True} | named)  # type: ignore[arg-type]
+        wanted, backup = named.pop("wanted", "auto"), newest(rig) if named.pop("backup", True) else None
+        chosen = sources.choose(report, env, found, around, backup, wanted, **{"latest": True} | named)  # type: ignore[arg-type]
     return chosen, found, report
 
 
@@ -99,7 +76,8 @@ def test_nothing_is_lost_if_a_replica_survives(rig: Rig, replica: RedisServer) -
     assert chosen
     assert (chosen.kind, chosen.where, chosen.problem) == ("replica", replica.address, "")
     assert chosen.all_keys == len(before)
-    assert "every write after" in report.facts["Redis writes lost by the backup alone"]
+    assert chosen.loss.at_most
+    assert chosen.loss.since == newest(rig).manifest.taken, "the last moment at which the master's offset was recorded"
     assert choice(rig, latest=False)[0] is None, "a named backup is a point in time"
     planned = restore_redis.fn(NAME)
     assert "redis_source=replica" in finding(planned, "a surviving copy loses less than the backup").hint
@@ -144,7 +122,7 @@ def test_a_master_that_serves_all_of_its_data_is_kept(rig: Rig, replica: RedisSe
     assert (kept.kind, kept.where, kept.run_id) == ("live", f"127.0.0.1:{rig.port}", rig.run_id())
     assert kept is found.serving
     assert "kept as it serves" in report.facts["redis source"]
-    assert report.facts["Redis writes lost"].startswith("nothing")
+    assert kept.loss.is_none
     assert find_change.work(rig.environment.redis, kept) == ""
     assert choice(rig, latest=False)[0] is None, "a named backup is a point in time"
     damaged, _, report = choice(rig, damaged=True)
@@ -244,10 +222,12 @@ def test_what_is_incomplete_or_of_unknown_loss_is_no_source(rig: Rig, replica: R
     die(rig, replica, step=False)
     replica.stop()
     replica.start()
-    chosen, found, report = choice(rig)
-    assert chosen is None
-    assert found.copies[0].moment is None, found.copies[0].loss
-    assert "no complete copy of known loss" in report.facts["redis source"]
+    with pytest.raises(RunbookFailed, match="redis_source=replica to restore from it, or with redis_source=backup"):
+        choice(rig)
+    assert choice(rig, wanted="backup")[0] is None
+    named, _, _ = choice(rig, wanted="replica")
+    assert named
+    assert "no recorded offset" in named.loss.unknown
 
 
 def test_a_killed_runs_decision_is_kept(rig: Rig, replica: RedisServer) -> None:

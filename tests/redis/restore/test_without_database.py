@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.application.files import backup_files
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis
+from lab.processes import write
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tests.application.test_files import NAME as FILES_NAME
@@ -88,3 +91,32 @@ def test_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = full_restore.fn(FILES_NAME, confirm=FILES_NAME, **planned.pins)
     assert report.status in (Status.OK, Status.WARN), report.sentence()
     assert upload.read_bytes() == content
+
+
+@pytest.fixture
+def with_files(rig: Rig, tmp_path: Path) -> Iterator[Path]:
+    """An application's directory beside Redis, with a backup of its files; an upload in it."""
+    plain, directory = rig.toml.read_text(), tmp_path / "opt" / "grc"
+    more = f'files = "{tmp_path}/backups"\n[application]\ndirectory = "{directory}"\n'
+    write(rig.toml, plain + more, 0o644)
+    directory.mkdir(parents=True)
+    (directory / "cv.pdf").write_bytes(b"a cv\n" * 1000)
+    backup_files.fn(NAME)
+    yield directory / "cv.pdf"
+    write(rig.toml, plain, 0o644)
+
+
+@pytest.mark.parametrize("given", [{"without": ("redis",)}, {"redis_source": "backup"}], ids=["waived", "no backup"])
+def test_a_redis_that_is_not_restored_is_not_stopped(rig: Rig, with_files: Path, given: Any) -> None:
+    """It has no backup and saves nothing: what it has is lost with its process."""
+    rig.client().config_set("save", "")
+    rig.client().config_set("appendonly", "no")
+    rig.client().set("only in memory", 1)
+    with_files.unlink()
+    run_id = rig.run_id()
+    planned = full_restore.fn(NAME, **given)
+    assert "redis" not in [step.detail for step in planned.plan_steps if step.step == "stop services"]
+    report = full_restore.fn(NAME, **given, confirm=NAME)
+    assert report.status in (Status.OK, Status.WARN), report.sentence()
+    assert with_files.exists()
+    assert (rig.run_id(), rig.client().get("only in memory")) == (run_id, b"1")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect.exceptions import TerminationSignal
 from pydantic import SecretStr
 
 from blocks.places import Application
@@ -17,7 +22,7 @@ from blocks.services.service import SupervisorServices
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.application.health import wait_healthy
-from tasks.host.services import read_services, start_services, stop_services
+from tasks.host.services import read_services, start_again, start_services, started_if_cancelled, stop_services
 from tests.fixtures.servers import free_port
 
 PASSWORD = "super-4713"
@@ -98,6 +103,59 @@ def test_stopping_and_starting_twice_is_harmless(services: SupervisorServices, t
     assert read_services(services, ["backend", "redis"]).stopped == ()
     until(lambda: len(journal(tmp_path)) > 4, what="the backend's second start", seconds=120)
     assert [line[:2] for line in journal(tmp_path)[3:]] == [["end", "backend"], ["begin", "backend"]]
+
+
+@contextlib.contextmanager
+def cancelled_while(ready: Callable[[], bool]) -> Iterator[None]:
+    """The block is cancelled, as Prefect does it, when `ready`."""
+
+    def end(*_: object) -> None:
+        raise TerminationSignal(signal.SIGUSR1)
+
+    def send() -> None:
+        until(ready, what="the moment of the cancel", seconds=120, every_seconds=0.005)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, end)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(TerminationSignal):
+            yield
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def is_stopping(services: SupervisorServices, role: str) -> bool:
+    return services.state(role).told == "STOPPING"
+
+
+def test_a_stop_that_is_cancelled_comes_to_its_end(services: SupervisorServices, tmp_path: Path) -> None:
+    """Its manager goes on with it: what is started again before is not started at all."""
+    with cancelled_while(lambda: is_stopping(services, "backend")):
+        stop_services(services, ["frontend", "backend", "redis"])
+    assert read_services(services, ["frontend", "backend", "redis"]).stopped == ("frontend", "backend")
+    found = start_again(services, ["frontend", "backend", "redis", "postgres"])
+    assert found.running == ("frontend", "backend", "redis"), "one that does not start keeps no other one stopped"
+    assert "no such database: grc_db" in found.problems["postgres"]
+
+
+def test_a_service_that_somebody_stops_is_started_when_it_has_ended(
+    services: SupervisorServices, tmp_path: Path
+) -> None:
+    services._call("backend", "stopProcess", "grc-backend", False)
+    assert is_stopping(services, "backend")
+    start_services(services, ["backend"])
+    until(lambda: len(journal(tmp_path)) > 4, what="its second start", seconds=120)
+    assert [line[:2] for line in journal(tmp_path)[3:]] == [["end", "backend"], ["begin", "backend"]]
+
+
+def test_a_restart_that_is_cancelled_leaves_nothing_stopped(services: SupervisorServices) -> None:
+    with cancelled_while(lambda: is_stopping(services, "backend")), started_if_cancelled(services, ["backend"]):
+        stop_services(services, ["backend"])
+        start_services(services, ["backend"])
+    assert services.is_running("backend")
 
 
 def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(services: SupervisorServices) -> None:

@@ -23,7 +23,7 @@ from tasks.stores.directory import DirectoryStore
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.place import DirectoryPlace
 from tasks.wal.archive.prune import OldWal, find_old_wal
-from tasks.wal.format.names import SEGMENT_BYTES, Segment, lsn_text
+from tasks.wal.format.names import SEGMENT_BYTES, Segment, Timeline, lsn_text
 
 NEW_YORK = ZoneInfo("America/New_York")
 NOW = datetime(2026, 12, 31, 20, tzinfo=UTC)
@@ -239,6 +239,9 @@ def test_what_one_unattended_run_deletes_at_most() -> None:
     assert [most_unattended(number, 0.5) for number in (1, 3, 10, 961)] == [1, 1, 5, 480]
 
 
+FIRST = Timeline(1)
+
+
 def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> None:
     """Half a year of weekly full and daily incremental base backups, four segments a day: the daily tier's time without a gap,
     of older base backups what they span, and nothing else."""
@@ -252,7 +255,7 @@ def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> No
         every, base = [*every, one], one.name
     keep = Keep(hours=48, daily=30, weekly=8, monthly=12, verified=3)
     kept = stay(every, keep)
-    old = find_old_wal.work(archive, 1, kept, RetentionRule(keep, NEW_YORK).window)
+    old = find_old_wal.work(archive, 1, kept, RetentionRule(keep, NEW_YORK).window, FIRST)
     gone = {Segment.named(one.of).number for one in old.doomed}
     left = set(range(182 * a_day)) - gone
     window = next(day for day in range(181, 0, -1) if NOW - (begin + timedelta(days=day)) >= timedelta(days=30))
@@ -266,10 +269,14 @@ def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> No
     assert len(left) < 31 * a_day + 2 * len(kept)
     unproven = [replace(one, verified="") for one in kept]
     before_all = old_before(old, kept[0])
-    assert find_old_wal.work(archive, 1, unproven, timedelta(days=30)).doomed == before_all, "none of them may restore"
+    assert find_old_wal.work(archive, 1, unproven, timedelta(days=30), FIRST).doomed == before_all, (
+        "none of them may restore"
+    )
     only = [replace(one, verified="x" if one is kept[0] else "") for one in kept]
-    assert find_old_wal.work(archive, 1, only, timedelta(days=30)).doomed == before_all
-    assert find_old_wal.work(archive, 2, kept, timedelta(days=30)).doomed == (), "another cluster's is all that is left"
+    assert find_old_wal.work(archive, 1, only, timedelta(days=30), FIRST).doomed == before_all
+    assert find_old_wal.work(archive, 2, kept, timedelta(days=30), FIRST).doomed == (), (
+        "another cluster's is all that is left"
+    )
 
 
 def based(taken: datetime, first: int, base: str, *, verified: bool) -> Backup:

@@ -54,7 +54,7 @@ class Shipping:
         listing = self.archive.listing()
         files = [one for found in (listing.segments, listing.partials) for same in found.values() for one in same]
         doomed = [one for one in files if Segment.named(one.of, BYTES).number < before]
-        return OldWal(SYSTEM, self.archive, tuple(sorted(doomed, key=lambda one: one.of[8:])), "x", len(files))
+        return OldWal(SYSTEM, self.archive, tuple(sorted(doomed, key=lambda one: one.of[8:])), "x", len(files), 2)
 
     def prune(self, old: OldWal) -> None:
         delete_wal.work(Permit("e", (Act(DELETE_WAL, old.where),)), old)
@@ -83,10 +83,10 @@ def test_what_was_pruned_is_not_stored_again_and_the_receivers_directory_is_empt
     shipping.ship()
     everything = shipping.segments()
     old = shipping.old(5)
-    shipping.archive.note_pruned(old.doomed)  # killed here: nothing is deleted yet
+    shipping.archive.note_pruned(old.doomed, 2)  # killed here: nothing is deleted yet
     assert shipping.segments() == everything
     chain = chain_from(
-        shipping.archive.listing(), timeline_in(shipping.archive, shipping.archive.listing()), BYTES, BYTES
+        shipping.archive.listing(), timeline_in(shipping.archive, shipping.archive.listing(), 2), BYTES, BYTES
     )
     assert (len(chain.links), chain.trouble) == (10, ""), "what is there is used, whatever is noted of it"
     shipping.prune(shipping.old(5))
@@ -95,7 +95,7 @@ def test_what_was_pruned_is_not_stored_again_and_the_receivers_directory_is_empt
     assert shipping.ship() == []
     assert shipping.segments() == whole
     listing = shipping.archive.listing()
-    history = timeline_in(shipping.archive, listing)
+    history = timeline_in(shipping.archive, listing, 2)
     chain = chain_from(listing, history, 5 * BYTES, BYTES)
     assert (len(chain.links), chain.trouble, chain.pruned) == (6, "", "")
     gap = chain_from(listing, history, 4 * BYTES, BYTES)

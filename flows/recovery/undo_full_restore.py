@@ -1,0 +1,263 @@
+"""undo-full-restore (§8.2): the cluster that a recovery replaced as a whole is live again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.branch import record_branch
+from flows.database.restore_steps import judge_requirements
+from flows.pinned import pin_database
+from flows.recovery import gate
+from flows.recovery.point import swap
+from flows.recovery.stopped_services import (
+    APPLICATION,
+    ClusterServices,
+    read_cluster_services,
+    replication_roles,
+    started_on_failure,
+)
+from runbook import clock
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.flow import flow
+from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.loss import Loss
+from runbook.guard.permit import Permit
+from runbook.next import Next
+from runbook.report import Report
+from runbook.run import runbook
+from runbook.run_name import RunName
+from tasks.cluster.kept import (
+    KeptCluster,
+    UndoMarker,
+    find_kept_clusters,
+    find_kept_wal,
+    is_followed,
+    named,
+    put_wal_back,
+)
+from tasks.cluster.stopped import read_stopped
+from tasks.cluster.swap import set_wal_aside, swap_cluster
+from tasks.failover.member import MemberControl, read_control
+from tasks.host.services import start_services, stop_services
+from tasks.postgres.restore.superseded import find_superseded
+from tasks.postgres.server.server import presence
+from tasks.wal.branch import number_in_use, read_history, record_in_use, timeline_of
+from tasks.wal.discarded import read_discarded
+from tasks.wal.format.names import Timeline
+
+NEWEST = "newest"
+FLOW = "undo-full-restore"
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """What is put back. `path`: the kept data directory, or the live one where a killed run has put it back already;
+    `wal`: the receiver's kept directory (None: it begins with an empty one); `left`: the timeline that is in use."""
+
+    path: Path
+    control: MemberControl
+    history: Timeline
+    wal: Path | None
+    left: int
+
+
+@flow(name=FLOW, flow_run_name=RunName("undo-full-restore {environment} {kept}"))
+def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
+    """完全リストアの取り消し (§8.2)
+
+    Makes the PostgreSQL cluster that full-restore or restore-to-point (mode=swap) replaced live again: its data
+    directory and the WAL receiver's. The replaced directories are kept in turn, so the undo can be undone. Run it when
+    such a recovery was a mistake. Where a recovery replaced one database only, undo-restore undoes it, and this run
+    links it.
+
+    The writes since that recovery are not in the old cluster: the plan counts them, and the run counts them again when
+    every service is stopped. If more were written than since the plan, it ends there and starts the services again.
+    The run records that the old timeline is in use again: no later recovery follows the one that it leaves.
+
+    Services stop for seconds. The standby stays stopped: rejoin-standby attaches it again. Redis and the application's
+    files have their own undo: undo-restore-redis, undo-restore-files. If it is killed, run it again. Evidence: both
+    directories, the timelines, the lost commits.
+
+    Args:
+        environment: Environment (lab, staging, production …)
+        kept: newest, or the name of a replaced data directory (….superseded_YYYYMMDD_HHMMSS)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
+    """
+    env = Environment.find(environment)
+    with runbook(
+        "Undo full restore", env, confirm, plan, changes=True, without_confirm="stages", rank="recovery"
+    ) as report:
+        state = presence(env.postgres)
+        found = _find(report, env, kept, up=state == "up")
+        planned = _loss(env, found, clock.now() if state == "up" else None)
+        services = read_cluster_services(report, env)
+        _plan(report, env, found)
+        pin_database(report, env.postgres, replaced=True, up=state == "up")
+        what = f"PostgreSQL is again the cluster of timeline {found.history.number} ({found.path.name})"
+        down = seconds_from(report.plan_steps, "stop services")
+        effect = Effect(what, Next(FLOW), (planned,), down)
+        permit = report.permit(*swap.acts(env), effect=effect)
+        report.state_is("the live cluster is unchanged", "fix the findings above, then run this again")
+        with started_on_failure(services):
+            fenced = gate.fence_cluster(report, env, services, "backups")
+            loss = _loss(env, found, None, planned=planned)
+            gate.require_confirmed(report, loss)
+            gate.require_fence(env, fenced)
+            report.loses(loss)
+            _put_back(report, permit, env, services, found)
+        swap.start(report, permit, env, services, has_statistics=True)
+        UndoMarker.remove(env.reports_directory)
+        gate.forget_swap(env)
+        _report_follow_up(report, env, services, found)
+    return report
+
+
+def _find(report: Report, env: Environment, wanted: str, *, up: bool) -> KeptState:
+    """What is put back: what a killed run has begun, or the named or newest kept directory.
+
+    Raises:
+        OpsError: nothing is kept, or it cannot be read.
+        RunbookFailed: another runbook is the undo, or the kept cluster would not start.
+    """
+    begun = UndoMarker.find(env.reports_directory)
+    if begun:
+        report.fact("continues", f"the undo that began {begun.started} ({begun.run}): {Path(begun.kept).name}")
+        path = Path(begun.kept) if Path(begun.kept).exists() else Path(env.postgres.data_directory)
+    else:
+        path = _choose(report, env, wanted, up=up)
+    report.pin("kept", Path(begun.kept).name if begun else path.name)
+    there = env.postgres.model_copy(update={"data_directory": str(path)})
+    control = read_control(there)
+    if control is None:
+        raise OpsError(
+            f"the control file of {path} cannot be read", "let this user read it, or name another one (kept=…)"
+        )
+    if path != Path(env.postgres.data_directory):
+        judge_requirements(report, read_stopped(there).requirements)
+    number = timeline_of(path, control.system) or control.timeline
+    left = begun.left if begun else number_in_use(env, "backups", control.system)
+    history = read_history(env, "backups", control.system, number)
+    wal = None
+    if begun:
+        wal = Path(begun.wal) if begun.wal else None
+    elif env.has("wal"):
+        wal = find_kept_wal(Path(env.wal.directory), control.system, history, control.checkpoint)
+    report.fact("puts back", f"{path}, timeline {number}")
+    report.fact("replaces", f"timeline {left}, which is in use")
+    report.require(
+        "timeline to put back",
+        begun is not None or left != number,
+        "name an older directory (kept=…): discard-superseded lists them",
+        value=f"{number}",
+        expected=f"another one than {left}, which is in use",
+    )
+    report.fail_if_critical()
+    return KeptState(path, control, history, wal, left)
+
+
+def _choose(report: Report, env: Environment, wanted: str, *, up: bool) -> Path:
+    found = find_kept_clusters(env.postgres)
+    databases = find_superseded(env.postgres) if up else ()
+    path = found[0] if found and wanted == NEWEST else named(found, wanted)
+    if databases and (path is None or (wanted == NEWEST and databases[0].name[-15:] > path.name[-15:])):
+        report.fail(
+            "the last restore replaced one database",
+            "undo that one",
+            value=f"{databases[0].name} is the newest replaced data",
+            follow=[Next("undo-restore", "make it live again", {"kept": databases[0].name})],
+        )
+        report.fail_if_critical()
+    if path is None:
+        names = ", ".join(one.name for one in found[:5])
+        missing = f"no replaced data directory “{wanted[:80]}”" if wanted != NEWEST else "no replaced data directory"
+        raise OpsError(
+            f"there is {missing} next to {env.postgres.data_directory}",
+            f"choose one of these, newest first: {names}" if names else "nothing is kept, so there is no undo",
+        )
+    return path
+
+
+def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned: Loss | None = None) -> Loss:
+    """The commits since the recovery that is undone. `planned`: what the plan counted."""
+    try:
+        commits = read_discarded(env, found.control.system, found.left, found.history.number)
+    except OpsError as error:
+        return Loss.not_known("PostgreSQL", f"the WAL of timeline {found.left} cannot be read: {error.message}")
+    times = sorted(commit.at for commit in commits)
+    later = sum(1 for at in times if planned and planned.as_of and at > planned.as_of)
+    first, last = (times[0], times[-1]) if times else (None, None)
+    return Loss("PostgreSQL", len(commits), first=first, last=last, as_of=as_of, later=later)
+
+
+def _plan(report: Report, env: Environment, found: KeptState) -> None:
+    live = env.postgres.data_directory
+    stop = ", ".join([*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service])
+    report.plan("stop services", stop, seconds=5, by=[stop_services])
+    report.plan(
+        "swap",
+        f"{found.path} becomes {live}; the replaced one is kept as {live}.superseded_…",
+        seconds=1,
+        by=[swap_cluster],
+    )
+    if env.has("wal"):
+        source = str(found.wal) if found.wal else "an empty directory"
+        report.plan(
+            "the receiver's directory",
+            f"{source} becomes {env.wal.directory}; the replaced one is kept",
+            by=[set_wal_aside, put_wal_back],
+        )
+        report.plan("record the timeline in use", f"timeline {found.history.number}", by=[record_in_use])
+    report.plan("start services", "PostgreSQL, the WAL receiver, the application", seconds=10, by=[start_services])
+
+
+def _put_back(report: Report, permit: Permit, env: Environment, services: ClusterServices, found: KeptState) -> None:
+    """Rename the data directory and the receiver's, and record the timeline in use."""
+    primary, again = env.postgres, f"run undo-full-restore again with confirm={env.name}: it continues"
+    UndoMarker(kept=str(found.path), wal=str(found.wal or ""), left=found.left).write(env.reports_directory)
+    failpoint("undo: begun")
+    report.state_is("services are stopped; the replaced cluster may not be back completely", again)
+    if found.path != Path(primary.data_directory):
+        done = swap_cluster.after(services.last)(permit, primary, KeptCluster(found.path, primary))
+        services.last = done
+        services.kept += [str(done.kept)] if done.kept else []
+    services.swapped.append("cluster")
+    if env.has("wal"):
+        _put_wal_back(permit, env, services, found)
+        record_branch(report, env, found.control.system, found.history.number, [found.left], after=services.last)
+        failpoint("undo: recorded")
+    report.state_is(
+        f"the cluster of timeline {found.history.number} is live again; services are stopped or starting; the replaced "
+        f"data is kept: {', '.join(services.kept) or 'there was none'}",
+        again,
+    )
+
+
+def _put_wal_back(permit: Permit, env: Environment, services: ClusterServices, found: KeptState) -> None:
+    """The receiver follows the branch by name: it cannot go on from WAL of another one, and commits wait for it."""
+    directory, kept = Path(env.wal.directory), found.wal if found.wal and found.wal.exists() else None
+    if kept or not is_followed(directory, found.history):
+        services.last = aside = set_wal_aside.after(services.last)(permit, env.postgres, directory)
+        services.kept += [str(aside)] if aside else []
+    if kept:
+        services.last = put_wal_back.after(services.last)(permit, env.postgres, kept, directory)
+
+
+def _report_follow_up(report: Report, env: Environment, services: ClusterServices, found: KeptState) -> None:
+    report.fact("timeline", f"{found.history.number} (from timeline {found.left})")
+    report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
+    if undo := swap.undo_of(env.postgres, services.kept):
+        report.undo_is(undo)
+    if env.has("standby"):
+        report.warn(
+            "standby",
+            "rejoin it now: until then there is no server to fail over to",
+            value=f"{env.standby.service} is stopped: it may have WAL of timeline {found.left}",
+            follow=[Next("rejoin-standby", "rejoin the standby")],
+        )
+    report.outcome = f"the cluster of timeline {found.history.number} is live again"

@@ -1,0 +1,214 @@
+"""The configuration in a server's data directory: what a copy from a backup, or from another server, must not replace.
+
+That is postgresql.conf, postgresql.auto.conf, pg_hba.conf, pg_ident.conf, and every file in the data directory that the
+server's configuration includes or names: certificates, keys, lists of users, scripts.
+https://www.postgresql.org/docs/current/config-setting.html, https://www.postgresql.org/docs/current/auth-pg-hba-conf.html
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from blocks.postgres.server import Postgres
+from runbook.files import durable
+from tasks.cluster.stopped import last_options
+from tasks.stores.directory import told
+
+MAIN, AUTO = "postgresql.conf", "postgresql.auto.conf"
+OWN = (MAIN, AUTO, "pg_hba.conf", "pg_ident.conf")
+OPTIONS = "postmaster.opts"
+"""The command line of the last start: the recovered copy has another one."""
+MOST_BYTES = 16 << 20
+_LONGEST = 200
+_BY_DEFAULT = ("server.crt", "server.key")  # ssl_cert_file, ssl_key_file
+_NOT_READ = re.compile(r"\s*(external_pid_file|log_\w+|data_directory|stats_temp_directory)\b")
+_DIRECTORY = re.compile(r"\s*(include_dir|ssl_crl_dir)\b")
+_QUOTED, _WORD = re.compile(r"'([^'\n]*)'|\"([^\"\n]*)\""), re.compile(r"[^\s=,'\"#;&|<>()@]+")
+_SYSTEM = re.compile(
+    r"(base|global|PG_VERSION|postmaster\.\w+|current_logfiles|backup_\w+(\.old)?|tablespace_map|\w+\.signal)$"
+)
+
+
+@dataclass(frozen=True)
+class ConfigurationFile:
+    """A file's content in Base64 and its mode; or the target of a symbolic link, which stays one."""
+
+    content: str = ""
+    mode: int = 0o600
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Files by their path in the data directory. `skipped`: named ones that are too large to carry over. `is_whole`:
+    the main file was there, so no other file is named."""
+
+    files: Mapping[str, ConfigurationFile] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    is_whole: bool = False
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of the four that it lacks."""
+        return tuple(name for name in OWN if name not in self.files)
+
+
+def read_configuration(data: Path, config_file: str = "") -> Configuration:
+    """Read it. `config_file`: the main file, where that is outside the data directory.
+
+    Raises:
+        OpsError: a file cannot be read.
+    """
+    files, skipped = dict[str, ConfigurationFile](), list[str]()
+    with told(data):
+        for name in sorted(_named(data, config_file)):
+            found = (data / name).lstat()
+            if stat.S_ISLNK(found.st_mode):
+                files[name] = ConfigurationFile(link=str((data / name).readlink()))
+            elif found.st_size > MOST_BYTES:
+                skipped.append(name)
+            else:
+                content = base64.b64encode(_content(data / name)).decode()
+                files[name] = ConfigurationFile(content, stat.S_IMODE(found.st_mode))
+    return Configuration(files, tuple(skipped), (Path(config_file) if config_file else data / MAIN).is_file())
+
+
+def place_configuration(configuration: Configuration, data: Path, live: Path, config_file: str = "") -> None:
+    """Write it into a copy of the data directory `live`, and delete the files that only the copy's configuration named.
+
+    Raises:
+        OpsError: a file cannot be written.
+    """
+    there = data.stat()
+    owner = (there.st_uid, there.st_gid)
+    with told(data):
+        for name, file in configuration.files.items():
+            _make_parents(data, name, owner)
+            if file.link:
+                (data / name).unlink(missing_ok=True)
+                (data / name).symlink_to(file.link)
+                if os.geteuid() == 0:
+                    os.chown(data / name, *owner, follow_symlinks=False)
+            else:
+                with durable.replacing(data / name, mode=file.mode, owner=owner) as written:
+                    written.write(base64.b64decode(file.content))
+        for name in _named(data, config_file, live) - {*configuration.files, *OWN} if configuration.is_whole else ():
+            (data / name).unlink()
+
+
+def note_of(live: Path) -> Path:
+    """The file that has the configuration of a data directory while it is renamed or rewound."""
+    return live.with_name(f"{live.name}.configuration.json")
+
+
+def save_configuration(note: Path, configuration: Configuration, *kept: Path) -> None:
+    """Note it on disk before the data directory is renamed to one of `kept`; a run after a killed one reads it.
+
+    Raises:
+        OpsError: it cannot be written.
+    """
+    files = {name: asdict(file) for name, file in configuration.files.items()}
+    text = {"kept": [str(one) for one in kept], "is_whole": configuration.is_whole, "files": files}
+    with told(note):
+        owner = note.parent.stat()
+        durable.write(note, json.dumps(text), mode=0o600, owner=(owner.st_uid, owner.st_gid))
+
+
+def load_configuration(note: Path) -> Configuration | None:
+    """The noted configuration; None without a note, or where the renamed data directory was renamed back or deleted."""
+    try:
+        text = json.loads(note.read_text(encoding="utf-8"))
+        if not any(Path(one).exists() for one in text["kept"]):
+            return None
+        files = {name: ConfigurationFile(**file) for name, file in text["files"].items()}
+        return Configuration(files, (), bool(text["is_whole"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):  # not of this version
+        return None
+
+
+def live_configuration(postgres: Postgres) -> Configuration | None:
+    """The configuration of the live data directory; where it is missing, of the one that a killed swap renamed. None:
+    there is neither.
+
+    Raises:
+        OpsError: a file cannot be read.
+    """
+    live = Path(postgres.data_directory).resolve()
+    return read_configuration(live, main_file(postgres)) if live.is_dir() else load_configuration(note_of(live))
+
+
+def main_file(postgres: Postgres) -> str:
+    """The main file, where that is outside the data directory: by the block, otherwise by the server's last start."""
+    live = Path(postgres.data_directory).resolve()
+    file = postgres.config_file or last_options(live).get("config_file", "")
+    return "" if not file or Path(file).is_relative_to(live) else file
+
+
+def _make_parents(data: Path, name: str, owner: tuple[int, int]) -> None:
+    for parent in reversed(list(Path(name).parents)[:-1]):
+        if not (data / parent).is_dir():
+            (data / parent).mkdir(mode=0o700)
+            if os.geteuid() == 0:
+                os.chown(data / parent, *owner)
+
+
+def _content(path: Path) -> bytes:
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # the server's user could make it a link to another's file
+    with os.fdopen(opened, "rb") as file:
+        return file.read()
+
+
+def _named(data: Path, config_file: str, live: Path | None = None) -> set[str]:
+    """The files in a data directory that belong to its configuration. `live`: the directory of which it is a copy."""
+    found, seen = {OPTIONS} if (data / OPTIONS).is_file() else set[str](), set[Path]()
+    left = [data / name for name in (*OWN, *_BY_DEFAULT)] + [Path(config_file)] * bool(config_file)
+    while left:
+        path = left.pop()
+        if path in seen or not (inside := _place(data, path)):
+            continue
+        seen.add(path)
+        if inside != ".":
+            found.add(inside)
+        if path.is_file() and path.stat().st_size <= MOST_BYTES:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            left += [one for line in lines for one in _mentioned(line, data, path.parent, live or data)]
+    return found
+
+
+def _place(data: Path, path: Path) -> str:
+    """Where a file of the configuration is: its path in the data directory, that of the link which leads to it, `.` for
+    a configuration file elsewhere, "" for none."""
+    if not path.is_relative_to(data):
+        return "." if path.suffix == ".conf" and path.is_file() else ""
+    parts = path.relative_to(data).parts
+    if not parts or _SYSTEM.match(parts[0]) or (parts[0].startswith("pg_") and (data / parts[0]).is_dir()):
+        return ""
+    for depth in range(1, len(parts) + 1):
+        if (data / Path(*parts[:depth])).is_symlink():
+            return str(Path(*parts[:depth]))
+    return str(path.relative_to(data)) if path.is_file() else ""
+
+
+def _mentioned(line: str, data: Path, directory: Path, live: Path) -> Iterator[Path]:
+    """Every path in a line of a configuration file, comments included: they show the defaults."""
+    if _NOT_READ.match(line):
+        return
+    names = {one or other for one, other in _QUOTED.findall(line)} | set(_WORD.findall(line))
+    for name in (one for one in names - {"", ".", "/"} if len(one) < _LONGEST):
+        for base in (data, directory):
+            path = Path(os.path.normpath(base / name))
+            path = data / path.relative_to(live) if path.is_relative_to(live) else path
+            if path.is_dir() and not path.is_symlink():
+                if _DIRECTORY.match(line):
+                    yield from (one for one in path.iterdir() if not one.is_dir())
+            else:
+                yield path
