@@ -21,7 +21,7 @@ from typing import Any
 from tests.fixtures import forked
 
 MARK = "REPORT: "
-SECONDS = 60
+SECONDS = 180
 
 
 class HangingRun(AssertionError):

@@ -44,19 +44,16 @@ def keep_their_word(world: World, seed: int) -> None:
         pytest.fail(f'{smallest.line}\n--seed {seed} --steps "{" ".join(smallest.words)}"\n{smallest.failure}')
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("world", "seed"), rounds(FIXED), indirect=["world"])
 def test_ten_sequences_keep_their_word(world: World, seed: int) -> None:
     keep_their_word(world, seed)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(("world", "seed"), rounds(SEEDS), indirect=["world"])
 def test_sequences_keep_their_word(world: World, seed: int) -> None:
     keep_their_word(world, seed)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("world", [Variant(standby=False)], indirect=True)
 @pytest.mark.parametrize(
     ("damage", "said"),
@@ -82,7 +79,6 @@ def test_a_recovery_that_breaks_its_word_is_found(world: World, damage: str, sai
         settle(world, Carried(seen, told, told))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("world", [Variant(standby=False)], indirect=True)
 def test_a_stopped_service_and_a_hanging_commit_are_found(world: World) -> None:
     world.reset()
