@@ -49,7 +49,7 @@ def main() -> int:
                 done = play(world, seed, given.steps.split() or sequence_of(seed))
                 print(done.line, flush=True)
                 if done.stuck:
-                    print(f"    refused: {done.stuck[:600]}", flush=True)
+                    print(f"    refused last: {done.stuck[:600]}", flush=True)
                 if done.failure:
                     broken += 1
                     smallest = done if given.no_shrink else shrink(world, done)

@@ -32,7 +32,7 @@ HAS_UNDO = "undo_full_restore" in (CHECKOUT / "prefect.yaml").read_text()
 
 
 class Stuck(Exception):
-    """The recovery was refused, with nothing changed: the round ends here."""
+    """A recovery was refused, with nothing changed. The round goes on if a server takes writes."""
 
 
 @dataclass(frozen=True)

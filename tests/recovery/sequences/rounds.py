@@ -94,12 +94,15 @@ def play(world: World, seed: int, words: Sequence[str]) -> Round:
         for word in words:
             name, _, number = word.partition(":")
             done.notes.append(word)
-            note = STEPS[name].do(world, random.Random(int(number)))
+            try:
+                note = STEPS[name].do(world, random.Random(int(number)))
+            except Stuck as refused:
+                done.stuck, note = str(refused), "refused"
+                if not any(map(world.takes_writes, world.roles)):
+                    break
             done.notes[-1] = f"{word}({note})" if note and note != NOT_POSSIBLE else f"{word}{note}"
     except Broken as broken:
         done.failure = str(broken)
-    except Stuck as stuck:
-        done.stuck = str(stuck)
     except AssertionError as wrong:
         done.failure = str(wrong) or traceback.format_exc()
     done.seconds = time.monotonic() - began
