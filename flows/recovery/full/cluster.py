@@ -258,8 +258,8 @@ def _judge_others(run: ClusterRun, option: RestoreOption) -> None:
     assert option.replay
     if not run.options.in_place:
         return
-    postgres = option.replay.instance.postgres
-    others = other_databases(run.env, read_server(postgres), postgres)
+    copy = option.replay.instance.postgres
+    others = other_databases(run.env, read_server(copy), copy)
     at_the_end = bool(run.fenced) and option.replay.target.is_the_end
     if others and (not run.replaces or at_the_end):
         run.report.fact("other databases restored too", f"{', '.join(others)}" + ", to the end of the WAL" * at_the_end)
