@@ -48,7 +48,7 @@ class ConfigurationFile:
 
 
 @dataclass(frozen=True)
-class Configuration:
+class ServerConfiguration:
     """Files by their path in the data directory. `skipped`: those that are unreadable, or too large to carry over.
     `is_whole`: the main file was there, so no other file is named."""
 
@@ -62,7 +62,7 @@ class Configuration:
         return tuple(name for name in OWN if name not in self.files)
 
 
-def read_configuration(data: Path, config_file: str = "") -> Configuration:
+def read_configuration(data: Path, config_file: str = "") -> ServerConfiguration:
     """Read it. `config_file`: the main file, where that is outside the data directory.
 
     Raises:
@@ -75,10 +75,10 @@ def read_configuration(data: Path, config_file: str = "") -> Configuration:
                 files[name] = _read(data / name)
             except OSError:
                 skipped.append(name)
-    return Configuration(files, tuple(skipped), (Path(config_file) if config_file else data / MAIN).is_file())
+    return ServerConfiguration(files, tuple(skipped), (Path(config_file) if config_file else data / MAIN).is_file())
 
 
-def place_configuration(configuration: Configuration, data: Path, live: Path, config_file: str = "") -> None:
+def place_configuration(configuration: ServerConfiguration, data: Path, live: Path, config_file: str = "") -> None:
     """Write it into a copy of the data directory `live`, and delete the files that only the copy's configuration named.
 
     Raises:
@@ -106,7 +106,7 @@ def note_of(live: Path) -> Path:
     return live.with_name(f"{live.name}.configuration.json")
 
 
-def save_configuration(note: Path, configuration: Configuration, *kept: Path) -> None:
+def save_configuration(note: Path, configuration: ServerConfiguration, *kept: Path) -> None:
     """Note it on disk before the data directory is renamed to one of `kept`; a run after a killed one reads it.
 
     Raises:
@@ -119,21 +119,21 @@ def save_configuration(note: Path, configuration: Configuration, *kept: Path) ->
         durable.write(note, json.dumps(text), mode=0o600, owner=(owner.st_uid, owner.st_gid))
 
 
-def load_configuration(note: Path) -> Configuration | None:
+def load_configuration(note: Path) -> ServerConfiguration | None:
     """The noted configuration; None without a note, or where the renamed data directory was renamed back or deleted."""
     try:
         text = json.loads(note.read_text(encoding="utf-8"))
         if not any(Path(one).exists() for one in text["kept"]):
             return None
         files = {name: ConfigurationFile(**file) for name, file in text["files"].items()}
-        return Configuration(files, (), bool(text["is_whole"]))
+        return ServerConfiguration(files, (), bool(text["is_whole"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):  # not of this version
         return None
 
 
-def live_configuration(postgres: Postgres) -> Configuration | None:
+def live_configuration(postgres: Postgres) -> ServerConfiguration | None:
     """The configuration of the live data directory; where it is missing, of the one that a killed swap renamed. None:
     there is neither.
 

@@ -20,7 +20,7 @@ _SLOT_AT = 16
 
 
 @dataclass(frozen=True)
-class Slot:
+class ReplacedSlot:
     """A replication slot."""
 
     name: str
@@ -28,7 +28,7 @@ class Slot:
 
 
 @probe
-def read_slots(postgres: Postgres) -> tuple[Slot, ...]:
+def read_slots(postgres: Postgres) -> tuple[ReplacedSlot, ...]:
     """The slots of a server: by the server, or by its data directory if it does not answer.
 
     Raises:
@@ -38,13 +38,15 @@ def read_slots(postgres: Postgres) -> tuple[Slot, ...]:
         rows = execute(
             connection, "SELECT slot_name, database IS NOT NULL FROM pg_replication_slots WHERE NOT temporary"
         )
-        return tuple(Slot(str(name), bool(logical)) for name, logical in sorted(rows))
+        return tuple(ReplacedSlot(str(name), bool(logical)) for name, logical in sorted(rows))
     try:
         states = [path.read_bytes() for path in sorted(Path(postgres.data_directory, "pg_replslot").glob("*/state"))]
     except OSError as error:
         raise OpsError(f"{error.filename}: {error.strerror}", "run this as a user that can read it") from None
     found = [_SLOT.unpack_from(state, _SLOT_AT) for state in states if len(state) >= _SLOT_AT + _SLOT.size]
-    return tuple(Slot(name.split(b"\0")[0].decode(errors="replace"), bool(database)) for name, database in found)
+    return tuple(
+        ReplacedSlot(name.split(b"\0")[0].decode(errors="replace"), bool(database)) for name, database in found
+    )
 
 
 @probe

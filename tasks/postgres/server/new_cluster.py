@@ -15,7 +15,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from tasks.cluster.configuration import (
-    Configuration,
+    ServerConfiguration,
     live_configuration,
     main_file,
     note_of,
@@ -46,7 +46,7 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
         place_configuration(configuration, staged, data, main_file(postgres))
     if data.exists():
         kept = data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}")
-        save_configuration(note_of(data), configuration or Configuration(), kept)
+        save_configuration(note_of(data), configuration or ServerConfiguration(), kept)
         data.rename(kept)
     failpoint("cluster: before rename")
     staged.rename(data)

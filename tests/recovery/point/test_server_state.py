@@ -9,7 +9,7 @@ from flows.recovery.full_restore import full_restore
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks.cluster.replaced import Slot, read_slots
+from tasks.cluster.replaced import ReplacedSlot, read_slots
 from tasks.postgres.server.server import has_tables
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
 from tests.fixtures.reports import values as findings
@@ -38,7 +38,7 @@ def test_slots_prepared_transactions_and_settings_are_named(
         ((lsn,),) = cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()::text")
         cluster.sql("postgres", "ALTER DATABASE grc_db SET work_mem = '7MB'")
         slots = read_slots.work(postgres)
-        assert {Slot("feed", True), Slot("other", False)} < set(slots)
+        assert {ReplacedSlot("feed", True), ReplacedSlot("other", False)} < set(slots)
         plan = restore_to_point.fn(NAME, by="lsn", target=lsn)
         assert plan.status is Status.PLANNED
         assert findings(plan)["replication slots"] == "feed (logical), other (physical)"
