@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from flows.recovery.full_restore import full_restore
-from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.persistence import backup_redis, check_redis_persistence, restore_redis
 from flows.redis.restore.reattach import reattach_redis
 from flows.redis.restore.undo import undo_restore_redis
 from lab.processes import write
@@ -503,6 +503,9 @@ def test_a_replica_that_cannot_log_in_keeps_nobody_from_redis(watched: Watched) 
     told = finding(report, "not reattached")
     assert told.hint.startswith(f"{replica.address} is not in sync with {watched.own}: {watched.own} refuses its login")
     assert setting(replica.client(), "replica-priority") == "0"
+    assert "detached by a restore" in finding(check_redis_persistence.fn(NAME), f"replica {replica.address}").value
+    served = full_restore.fn(NAME)
+    assert served.outcome.startswith("nothing to restore"), "the master serves, though the replica is not attached"
     assert reattach_redis.fn(NAME, confirm=NAME).status is Status.WARN, "it still cannot log in"
     replica.client().config_set("masterauth", PASSWORD)
     assert reattach_redis.fn(NAME, confirm=NAME).status is Status.OK
