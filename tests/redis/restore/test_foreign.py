@@ -95,7 +95,7 @@ def test_rdb_files_of_older_servers_are_accepted(rig: Rig, version: bytes) -> No
     assert report.status is Status.WARN
     assert found(report, "RDB version").status is Status.OK
     assert f"{version.decode()} of redis 4.0.14" in found(report, "RDB version").value
-    assert report.facts["lost"] == "every write after 2026-02-15 05:13:20 +09:00", (
+    assert report.facts["lost"] == "every write of Redis after 2026-02-15 05:13:20 +09:00 is lost", (
         "the moment that the RDB itself tells"
     )
     assert {key: rig.client().get(key) for key in rig.client().scan_iter()} == {b"a": b"1", b"b\0\xff": b"x" * 1000}

@@ -191,7 +191,7 @@ def test_the_replica_of_a_restarted_master_has_its_data(watched: Watched) -> Non
         return watched.streams() and stream_of(watched.replica.client()) == stream_of(rig.client())
 
     until(restarted_unnoticed, what="a restart that no Sentinel has noticed", seconds=120)
-    found = find_survivors(env.redis, read_topology(env.redis, env.reports_directory), rig.store)
+    found = find_survivors(env.redis, read_topology(env.redis, env.reports_directory), rig.store, env.reports_directory)
     assert [(copy.name, copy.problem) for copy in found.copies][:1] == [(f"replica {watched.replica.address}", "")]
 
 
