@@ -73,7 +73,9 @@ def fence_cluster(
 
 
 def before_of(stop: Stop) -> str:
-    """The transaction before which a recovery ends; "": the end of the WAL."""
+    """The transaction, or the LSN, before which a recovery ends; "": the end of the WAL."""
+    if stop.lsn and not stop.inclusive and not (stop.after and stop.after.lsn == stop.lsn):
+        return lsn_text(stop.lsn)
     return str(stop.after.xid) if stop.after else ""
 
 
@@ -242,7 +244,7 @@ class DatabaseGate:
                 (supply.pieces[number].segment, supply.bring(supply.pieces[number], Path(place)))
                 for number in range(first, last + 1)
             ]
-            self._found += read_committed(env.postgres, files, begin)
+            self._found += read_committed(env.postgres, files, begin, end)
         self._read_to = max([begin, *(one.lsn for one in self._found)])
 
     def __call__(self) -> None:
@@ -371,6 +373,8 @@ def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: boo
         found = measure.work(env, live, copy, Loss(copy.part))
         return found if found.unknown else replace(found, as_of=clock.now())
     if to_the_end:
+        if copy.origin.unread:
+            return Loss.not_known(copy.part, copy.origin.unread)
         is_missing = live is not None and live.data is None and not _renamed(env)
         if is_missing and not nodes.ask(env.postgres) and (why := unwaited(env)):
             return Loss.not_known(copy.part, why)

@@ -8,6 +8,8 @@ https://www.postgresql.org/docs/current/config-setting.html, https://www.postgre
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import json
 import os
 import re
@@ -47,8 +49,8 @@ class ConfigurationFile:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Files by their path in the data directory. `skipped`: named ones that are too large to carry over. `is_whole`:
-    the main file was there, so no other file is named."""
+    """Files by their path in the data directory. `skipped`: those that are unreadable, or too large to carry over.
+    `is_whole`: the main file was there, so no other file is named."""
 
     files: Mapping[str, ConfigurationFile] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
@@ -64,19 +66,15 @@ def read_configuration(data: Path, config_file: str = "") -> Configuration:
     """Read it. `config_file`: the main file, where that is outside the data directory.
 
     Raises:
-        OpsError: a file cannot be read.
+        OpsError: the directory cannot be read.
     """
     files, skipped = dict[str, ConfigurationFile](), list[str]()
     with told(data):
         for name in sorted(_named(data, config_file)):
-            found = (data / name).lstat()
-            if stat.S_ISLNK(found.st_mode):
-                files[name] = ConfigurationFile(link=str((data / name).readlink()))
-            elif found.st_size > MOST_BYTES:
+            try:
+                files[name] = _read(data / name)
+            except OSError:
                 skipped.append(name)
-            else:
-                content = base64.b64encode(_content(data / name)).decode()
-                files[name] = ConfigurationFile(content, stat.S_IMODE(found.st_mode))
     return Configuration(files, tuple(skipped), (Path(config_file) if config_file else data / MAIN).is_file())
 
 
@@ -161,6 +159,20 @@ def _make_parents(data: Path, name: str, owner: tuple[int, int]) -> None:
                 os.chown(data / parent, *owner)
 
 
+def _read(path: Path) -> ConfigurationFile:
+    """Read a file.
+
+    Raises:
+        OSError: it is unreadable or too large.
+    """
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return ConfigurationFile(link=str(path.readlink()))
+    if found.st_size > MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return ConfigurationFile(base64.b64encode(_content(path)).decode(), stat.S_IMODE(found.st_mode))
+
+
 def _content(path: Path) -> bytes:
     opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # the server's user could make it a link to another's file
     with os.fdopen(opened, "rb") as file:
@@ -178,8 +190,9 @@ def _named(data: Path, config_file: str, live: Path | None = None) -> set[str]:
         seen.add(path)
         if inside != ".":
             found.add(inside)
-        if path.is_file() and path.stat().st_size <= MOST_BYTES:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with contextlib.suppress(OSError):  # what cannot be read is not carried over
+            readable = path.is_file() and path.stat().st_size <= MOST_BYTES
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if readable else []
             left += [one for line in lines for one in _mentioned(line, data, path.parent, live or data)]
     return found
 

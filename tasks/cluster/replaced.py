@@ -48,6 +48,25 @@ def read_slots(postgres: Postgres) -> tuple[Slot, ...]:
 
 
 @probe
+def read_log_in_errors(postgres: Postgres) -> tuple[str, ...]:
+    """The lines of a running server's pg_hba.conf and pg_ident.conf with which it would not start again.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
+    with postgres.connect() as connection:
+        found = [(row[0], row[1], row[2]) for row in execute(connection, _HBA_ERRORS)]
+        if connection.info.server_version >= _IDENT_VERSION:
+            found += [(row[0], row[1], row[2]) for row in execute(connection, _IDENT_ERRORS)]
+    return tuple(f"{file} line {line}: {error}" for file, line, error in found)
+
+
+_IDENT_VERSION = 160000
+_HBA_ERRORS = "SELECT current_setting('hba_file'), line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL"
+_IDENT_ERRORS = "SELECT file_name, line_number, error FROM pg_ident_file_mappings WHERE error IS NOT NULL"
+
+
+@probe
 def read_role_settings(postgres: Postgres) -> frozenset[str]:
     """The settings of databases and roles (ALTER DATABASE … SET, ALTER ROLE … SET).
 
