@@ -156,7 +156,9 @@ def full_restore(
                 discard_surplus(report, env)
                 return report
             backup = LATEST
-        chosen = choose.choose(report, env, backup, source, without, accept, redis_source, files_source, latest=latest)
+        chosen = choose.choose(
+            *(report, env, backup, source, without, accept, redis_source, files_source), latest=latest, strict=strict
+        )
         found = database_server.judge(report, env, chosen.database, workers)
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)

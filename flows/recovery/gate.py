@@ -305,10 +305,8 @@ def _spool(env: Environment) -> Path:
 
 def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> str:
     """Why WAL of the live server may exist that was not read; "" where all was."""
-    if fenced.problem:
-        return f"how far the live server got cannot be read: {fenced.problem}"
-    if fenced.data is None:
-        return unwaited(env)
+    if fenced.data is None or fenced.problem:
+        return _unreadable(env, fenced)
     if end + LEAST_COMMIT_BYTES < fenced.checkpoint:
         return (
             f"the live server wrote up to {lsn_text(fenced.checkpoint)}, and only WAL up to {lsn_text(end)} can be read"
@@ -320,6 +318,13 @@ def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> s
         if one.timeline == chain.timeline.number and one.segment.number > max(newest, end // one.bytes)
     ]
     return f"{later[0].name} in {fenced.data}/pg_wal is not in the archive" if later else ""
+
+
+def _unreadable(env: Environment, fenced: FencedServer) -> str:
+    """Why nobody can read how far a stopped server got, if commits may exist that no copy has; "" otherwise."""
+    if fenced.problem:
+        return f"how far the live server got cannot be read: {fenced.problem}"
+    return unwaited(env) if fenced.data is None else ""
 
 
 def _local(directory: Path) -> list[Local]:
@@ -373,12 +378,9 @@ def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: boo
         found = measure.work(env, live, copy, Loss(copy.part))
         return found if found.unknown else replace(found, as_of=clock.now())
     if to_the_end:
-        if copy.origin.unread:
-            return Loss.not_known(copy.part, copy.origin.unread)
-        is_missing = live is not None and live.data is None and not _renamed(env)
-        if is_missing and not nodes.ask(env.postgres) and (why := unwaited(env)):
-            return Loss.not_known(copy.part, why)
-        return Loss(copy.part)
+        is_silent = live and not _renamed(env) and not nodes.ask(env.postgres)
+        why = _unreadable(env, live) if live and is_silent else "" if live else copy.origin.unread
+        return Loss.not_known(copy.part, why) if why else Loss(copy.part)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
     counted = _counted(copy, known, None)
     return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now())
