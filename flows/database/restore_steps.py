@@ -67,9 +67,11 @@ def choose_backup(
     of: str = "",
     needed: store.Needed | None = None,
     failed_too: bool = False,
+    strict: bool = False,
 ) -> Backup:
     """The backup that the operator named, its files compared with its manifest. `of`: another environment's backup;
-    `needed` chooses the files that are read; `proving`: to verify it.
+    `needed` chooses the files that are read; `failed_too`: see flows/store.py; `strict`: a backup that is known to
+    break expectations is refused.
 
     Raises:
         OpsError: there is none.
@@ -78,14 +80,22 @@ def choose_backup(
     backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed, failed_too=failed_too)
     if not backup.verified and not backup.failed:
         report.fact("verified", f"{backup.name} was not yet; this run proves its own restore")
-    if backup.broken:
-        hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
-        report.warn("expectations that the backup breaks", hint, value=backup.broken)
+    judge_expectations(report, backup, strict=strict)
     hint = "choose a newer backup if there is one: every later write is lost"
     report.judge(metrics.BACKUP_AGE, backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)
     report.fail_if_critical()
     return backup
+
+
+def judge_expectations(report: Report, backup: Backup, *, strict: bool) -> None:
+    """Judge the expectations that the backup's data broke in the last restore."""
+    if backup.broken:
+        hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
+        if strict:
+            hint = "run this without strict, and correct the rows after the restore; or name another backup"
+        worst = Status.CRITICAL if strict else Status.WARN
+        report.fail("expectations that the backup breaks", hint, value=backup.broken, worst=worst)
 
 
 def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
@@ -186,7 +196,7 @@ def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
 
 def judge_login(report: Report, env: Environment, server: Server, on: Postgres | None = None) -> None:
     """Whether the application's role can log in to the staged copy, before it exists. `on`: as in `judge_server`."""
-    judge_requirements(report, read_login(on or env.postgres, server))
+    judge_requirements(report, read_login(on or env.postgres, server, copy_name(env.postgres.database)))
 
 
 def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:

@@ -73,7 +73,9 @@ def fence_cluster(
 
 
 def before_of(stop: Stop) -> str:
-    """The transaction before which a recovery ends; "": the end of the WAL."""
+    """The transaction, or the LSN, before which a recovery ends; "": the end of the WAL."""
+    if stop.lsn and not stop.inclusive and not (stop.after and stop.after.lsn == stop.lsn):
+        return lsn_text(stop.lsn)
     return str(stop.after.xid) if stop.after else ""
 
 
@@ -167,29 +169,32 @@ def pass_cluster(
         OpsError: the server does not stop, or ran again.
     """
     fenced = fenced or fence_cluster(report, env, services, "backups", before_of(copy.stop))
-    services.last = loss = measure.after(services.last)(env, fenced, copy, _counted_at(report, copy.part))
+    services.last = loss = measure.after(services.last)(env, fenced, copy, _planned(report, copy.part))
     require_confirmed(report, loss)
     require_fence(env, fenced)
     return loss
 
 
-def _counted_at(report: Report, part: str) -> datetime | None:
-    """When the plan counted the loss of a part to which later writes are added."""
-    return next((loss.as_of for loss in planned_losses(report) if loss.part == part), None)
+def _planned(report: Report, part: str) -> Loss:
+    return next((loss for loss in planned_losses(report) if loss.part == part), Loss(part))
 
 
 @probe
-def measure(env: Environment, fenced: FencedServer, copy: Copy, counted_at: datetime | None = None) -> Loss:
+def measure(env: Environment, fenced: FencedServer, copy: Copy, planned: Loss) -> Loss:
     """Count the commits of the live cluster that a copy lacks. The server is fenced, and its WAL was shipped.
-    `counted_at`: when the plan counted them."""
+    `planned`: what the plan said. Where WAL behind the target cannot be read, everything since the target is lost."""
     try:
         chain, begin = _live_chain(fenced, copy)
         read, end = _read(env, copy, chain, begin)
     except OpsError as error:
-        return Loss.not_known(copy.part, error.message)
+        return _uncounted(planned, error.message)
     if why := chain.trouble or _unread(env, fenced, chain, max(end, copy.end)):
-        return Loss.not_known(copy.part, why)
-    return _counted(copy, read, counted_at)
+        return _uncounted(planned, why)
+    return _counted(copy, read, planned.as_of)
+
+
+def _uncounted(planned: Loss, why: str) -> Loss:
+    return planned if planned.since else Loss.not_known(planned.part, why)
 
 
 def _counted(copy: Copy, read: Sequence[Committed], counted_at: datetime | None) -> Loss:
@@ -239,7 +244,7 @@ class DatabaseGate:
                 (supply.pieces[number].segment, supply.bring(supply.pieces[number], Path(place)))
                 for number in range(first, last + 1)
             ]
-            self._found += read_committed(env.postgres, files, begin)
+            self._found += read_committed(env.postgres, files, begin, end)
         self._read_to = max([begin, *(one.lsn for one in self._found)])
 
     def __call__(self) -> None:
@@ -251,7 +256,7 @@ class DatabaseGate:
         part = self.copy.part
         try:
             self.read_ahead()
-            self.loss = _counted(self.copy, self._found, _counted_at(self.report, part))
+            self.loss = _counted(self.copy, self._found, _planned(self.report, part).as_of)
         except OpsError as error:
             self.loss = Loss.not_known(part, error.message)
         require_confirmed(self.report, self.loss)
@@ -300,10 +305,8 @@ def _spool(env: Environment) -> Path:
 
 def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> str:
     """Why WAL of the live server may exist that was not read; "" where all was."""
-    if fenced.problem:
-        return f"how far the live server got cannot be read: {fenced.problem}"
-    if fenced.data is None:
-        return unwaited(env)
+    if fenced.data is None or fenced.problem:
+        return _unreadable(env, fenced)
     if end + LEAST_COMMIT_BYTES < fenced.checkpoint:
         return (
             f"the live server wrote up to {lsn_text(fenced.checkpoint)}, and only WAL up to {lsn_text(end)} can be read"
@@ -315,6 +318,13 @@ def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> s
         if one.timeline == chain.timeline.number and one.segment.number > max(newest, end // one.bytes)
     ]
     return f"{later[0].name} in {fenced.data}/pg_wal is not in the archive" if later else ""
+
+
+def _unreadable(env: Environment, fenced: FencedServer) -> str:
+    """Why nobody can read how far a stopped server got, if commits may exist that no copy has; "" otherwise."""
+    if fenced.problem:
+        return f"how far the live server got cannot be read: {fenced.problem}"
+    return unwaited(env) if fenced.data is None else ""
 
 
 def _local(directory: Path) -> list[Local]:
@@ -363,13 +373,14 @@ def judge_objective(report: Report, env: Environment, newest: datetime) -> None:
 def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: bool) -> Loss:
     """The loss by what is known before the fence: `given_up` commits lie after the target. A recovery to the end has
     what is written until the fence; another one loses it too."""
+    live = read_written(env.postgres, Path(env.postgres.data_directory)) if is_here(env.postgres.host) else None
+    if live and live.timeline not in (0, copy.origin.chain.timeline.number):  # the copy is of another branch
+        found = measure.work(env, live, copy, Loss(copy.part))
+        return found if found.unknown else replace(found, as_of=clock.now())
     if to_the_end:
-        live = Path(env.postgres.data_directory)
-        here = is_here(env.postgres.host)
-        is_missing = here and not (live / "PG_VERSION").exists() and not _renamed(env)
-        if is_missing and not nodes.ask(env.postgres) and (why := unwaited(env)):
-            return Loss.not_known(copy.part, why)
-        return Loss(copy.part)
+        is_silent = live and not _renamed(env) and not nodes.ask(env.postgres)
+        why = _unreadable(env, live) if live and is_silent else "" if live else copy.origin.unread
+        return Loss.not_known(copy.part, why) if why else Loss(copy.part)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
     counted = _counted(copy, known, None)
     return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now())

@@ -78,6 +78,8 @@ class Loss:
             return self.text
         of = f" of {self.part}" if self.part else ""
         number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
+        if self.at_most:
+            return f"at most the writes{of} after {clock.text(self.since)} are lost{number}"
         return f"every write{of} after {clock.text(self.since)} is lost{number}"
 
     @property

@@ -169,7 +169,7 @@ def copy_catalogs(postgres: Postgres, instance: PrivateInstance, stopped: Stoppe
     live, data = Path(postgres.data_directory).resolve(), instance.data
     assert stopped.first is not None
     with told(live):
-        wal = _segments(live / "pg_wal", stopped.first, stopped.system)
+        wal = segments_from(live / "pg_wal", stopped.first, stopped.system)
         there = [name for name in _COPIED if (live / name).is_dir()]
         files = [one.path for one in os.scandir(live) if _is_small_file(one)]
         maintenance = databases_in(live, postgres.maintenance_database)
@@ -195,7 +195,7 @@ def _as_server(postgres: Postgres, *argv: str | Path, accepted: tuple[int, ...] 
     shell.run(argv, user=postgres.os_user, directory=Path("/"), accepted=accepted)
 
 
-def _segments(directory: Path, first: Segment, system: int) -> list[Segment]:
+def segments_from(directory: Path, first: Segment, system: int) -> list[Segment]:
     """The consecutive segments. The files after them are recycled ones."""
     found, one = list[Segment](), first
     while (path := directory / one.name).exists():

@@ -17,6 +17,7 @@ from blocks.environment import Environment
 from blocks.postgres.refusals import Starting
 from flows.database.backup import backup_database
 from flows.recovery.full import start as start_server
+from flows.recovery.full.start import FILES
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis
 from lab.processes import run
@@ -524,6 +525,7 @@ def test_the_plan_of_a_crashed_server_is_green_and_carried_out(
         before = content_of(data, space)
         report = plan()
         assert report.status is Status.PLANNED, findings(report)
+        assert files_of(report) == "every page that the recovery at the start reads is valid"
         assert content_of(data, space) == before
         assert not left_behind(stranger)
         assert not archived.exists()
@@ -557,20 +559,24 @@ def damaged_beyond_recovery(stranger: Stranger) -> Path:
     return data
 
 
+def files_of(report: Report) -> str:
+    """What it says of the files of a stopped server."""
+    return next(one.value for one in report.findings if one.name == FILES)
+
+
 def test_files_that_crash_recovery_cannot_read_are_kept_and_replaced_by_a_new_cluster(
     backed_up: Stranger, stranger: Stranger
 ) -> None:
-    """The plan cannot see them: it reads no table of the live database. It names what the run does then."""
+    """The plan reads the pages that the recovery will read, and names what the run does then."""
     data = damaged_beyond_recovery(stranger)
     report = plan()
     assert report.status is Status.PLANNED, findings(report)
+    assert "invalid page in block 0 of base/" in files_of(report)
     steps = {step.step: step.detail for step in report.plan_steps}
     assert "keep them under another name and create a new cluster" in steps["start the database server"]
     done = plan(confirm=NAME)
     assert done.status is Status.WARN, findings(done)
-    assert "invalid page in block 0" in next(
-        one.value for one in done.findings if one.name == "files of the database server"
-    )
+    assert "invalid page in block 0" in files_of(done)
     (kept,) = data.parent.glob("data.superseded_*")
     shutil.rmtree(kept)
     assert stranger.ready()
@@ -580,12 +586,8 @@ def test_they_are_not_replaced_where_the_server_has_another_database(backed_up: 
     stranger.sql("CREATE DATABASE payroll")
     data = damaged_beyond_recovery(stranger)
     kept = data.with_name("kept")
-    report = plan()
-    assert report.status is Status.PLANNED, findings(report)
-    assert "it also has payroll" in {step.step: step.detail for step in report.plan_steps}["start the database server"]
-    done = plan(confirm=NAME)
-    assert done.status is Status.CRITICAL
-    assert f"save its other databases (payroll), then mv {data} {data}.damaged and run this again" in findings(done)
+    names = refused_twice(f"save its other databases (payroll), then mv {data} {data}.damaged and run this again")
+    assert names == {FILES}
     data.rename(kept)
     assert plan(confirm=NAME).status in (Status.OK, Status.WARN)
     assert stranger.ready()

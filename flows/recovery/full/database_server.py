@@ -12,13 +12,21 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import free_commits, judge_commits
-from flows.recovery.full.start import create_and_start, other_databases, start_server, wait_while_starting
+from flows.recovery.full.start import (
+    FILES,
+    create_and_start,
+    move_away,
+    other_databases,
+    start_server,
+    wait_while_starting,
+)
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.cluster.container import ServerContainer, read_container
+from tasks.cluster.recovery_pages import find_invalid_page
 from tasks.cluster.stopped import START, StoppedServer, judge_silent, read_stopped
 from tasks.cluster.trial import StartRefused, trial
 from tasks.host.disk import is_here
@@ -40,7 +48,7 @@ Judge = Callable[[Postgres, Server], None]
 
 NOT_JUDGED = "not judged while the server is down"
 EVERYTHING = "roles, rights, locale, extensions, prepared transactions, log-in"
-_DAMAGE = "damage in the tables' files, which the recovery at its start may find"
+_DAMAGE = "damaged pages, which the recovery at its start may find"
 _NEW, _ADMINISTRATOR = "new data directory", "log-in of the administrator"
 
 
@@ -59,7 +67,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
     state, silence = read_presence(env)
-    judge_roles(report, env, *([env.postgres.service] if state != "up" else []))
+    judge_roles(report, env, *redis_role(env), *([env.postgres.service] if state != "up" else []))
     live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
@@ -85,16 +93,20 @@ def read_presence(env: Environment) -> tuple[Presence, OpsError | None]:
 
 
 def judge_roles(report: Report, env: Environment, *roles: str) -> None:
-    """Every service that the run starts or stops, Redis and `roles`, has a name under [services.names]."""
-    needed = [*(["redis"] if env.has("redis") else []), *roles]
-    missing = [role for role in needed if role not in env.services.names]
+    """Judge whether every service that the run starts or stops has a name under [services.names]."""
+    missing = [role for role in roles if role not in env.services.names]
     report.require(
         "services",
         not missing,
         "add them to [services.names]: this run stops and starts them",
         value=f"missing: {', '.join(missing)}" if missing else ", ".join(env.services.names),
-        expected=", ".join(needed) or "none",
+        expected=", ".join(roles) or "none",
     )
+
+
+def redis_role(env: Environment) -> list[str]:
+    """Return Redis's role, if the environment has Redis."""
+    return ["redis"] if env.has("redis") else []
 
 
 def _judge_stopped(
@@ -112,8 +124,27 @@ def _judge_stopped(
         others = other_databases(env, server, postgres)
         _judge_offer(report, env, backup, server, jobs, on=postgres)
 
-    _judge_offline(report, env, backup, offer, absent=absent)
+    if stopped := _judge_offline(report, env, backup, offer, absent=absent):
+        _judge_damage(report, env, stopped, others)
     return others
+
+
+def _judge_damage(report: Report, env: Environment, stopped: StoppedServer, others: tuple[str, ...] | None) -> None:
+    """Judge the pages that the recovery at the start reads. Where only the environment's database has damaged ones, the
+    run keeps the data directory under another name."""
+    try:
+        invalid = find_invalid_page(env.postgres, stopped)
+    except OpsError as error:
+        hint = f"nothing to do, unless the start fails: then {move_away(env, others)}"
+        report.warn(NOT_JUDGED, hint, value=f"{_DAMAGE}: {error.message}", expected="judged in the plan")
+        return
+    if not invalid:
+        report.passed(FILES, value="every page that the recovery at the start reads is valid")
+    elif others == ():
+        hint = "nothing to do: this run keeps them under another name, and creates a new cluster"
+        report.warn(FILES, hint, value=f"too damaged to start: {invalid}")
+    else:
+        report.fail(FILES, move_away(env, others), value=f"too damaged to start: {invalid}")
 
 
 def judge_standby(report: Report, env: Environment) -> None:
@@ -154,13 +185,16 @@ def _judge_offer(
     database.judge_obstacles(report, find_obstacles(postgres, env.postgres.database))
 
 
-def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judge, *, absent: bool) -> None:
-    """Judge its files first. If they are fit, `offer` judges a private instance as it judges a live server."""
+def _judge_offline(
+    report: Report, env: Environment, backup: Backup, offer: Judge, *, absent: bool
+) -> StoppedServer | None:
+    """Judge its files first. If they are fit, `offer` judges a private instance as it judges a live server. Returns the
+    stopped server if that was possible."""
     found = read_offline_requirements(env.postgres, content_in(backup), absent=absent)
     database.judge_requirements(report, found)
     if not all(item.ok for item in found):
         _leave(report)
-        return
+        return None
     try:
         here = is_here(env.postgres.host)
         container = None
@@ -169,21 +203,22 @@ def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judg
         stopped = None if absent and here else read_stopped(env.postgres, container)
     except OpsError as error:
         _refuse(report, env, error.message)
-        return
+        return None
     if stopped:
         database.judge_requirements(report, stopped.requirements)
         if not all(item.ok for item in stopped.requirements):
             _leave(report)
-            return
+            return None
         if stopped.unjudged:
             _refuse(report, env, stopped.unjudged)
-            return
-    _try(report, env, stopped, offer, container)
+            return None
+    return stopped if _try(report, env, stopped, offer, container) else None
 
 
 def _try(
     report: Report, env: Environment, stopped: StoppedServer | None, offer: Judge, container: ServerContainer | None
-) -> None:
+) -> bool:
+    """Judge a private instance. Returns whether it ran."""
     try:
         with trial(env.postgres, stopped, container) as postgres:
             report.passed(_ADMINISTRATOR, value="accepted")
@@ -206,8 +241,8 @@ def _try(
     except OpsError as error:
         _refuse(report, env, error.message)
     else:
-        if stopped:
-            report.fact(NOT_JUDGED, _DAMAGE)
+        return True
+    return False
 
 
 def _leave(report: Report) -> None:

@@ -10,14 +10,16 @@ from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.postgres.refusals import Starting
+from flows.database import restore_steps as database
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE
 from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
-from flows.recovery.full.database_server import FoundServer, judge_standby, read_presence
+from flows.recovery.full.database_server import FoundServer, judge_roles, judge_standby, read_presence, redis_role
 from flows.recovery.full.extraction import ExtractedCopies
+from flows.recovery.full.login import judge_logins
 from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import RestoreOptions, attempting, require_known
@@ -166,15 +168,13 @@ def decide(
     found = FoundServer(state, services, None)
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
+    database.judge_expectations(report, option.backup, strict=given.strict)
+    chosen = _with_others(report, env, given, option)
     if not option.extracted_bytes:
-        report.require(
-            "services",
-            env.postgres.service in env.services.names,
-            "add it to [services.names]: this run stops and starts it",
-            value=", ".join(env.services.names),
-            expected=env.postgres.service,
-        )
-    return ClusterRestore(options, option, _with_others(report, env, given, option), found)
+        replaced = redis_role(env) if chosen.redis or chosen.redis_survivor else []
+        judge_roles(report, env, *replaced, env.postgres.service)
+        judge_logins(report, env, state, option.replay.target)
+    return ClusterRestore(options, option, chosen, found)
 
 
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:

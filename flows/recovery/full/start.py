@@ -28,6 +28,7 @@ START_SECONDS = 60.0
 RECOVERY_SECONDS = 12 * 3600.0
 LOG_LINES = 200
 DAMAGE = "damage"
+FILES = "files of the database server"
 
 
 def other_databases(env: Environment, server: Server, on: Postgres) -> tuple[str, ...]:
@@ -54,6 +55,12 @@ def plan_of(others: tuple[str, ...] | None) -> str:
     return "start it; if its files are too damaged to start, keep them under another name and create a new cluster"
 
 
+def move_away(env: Environment, others: tuple[str, ...] | None) -> str:
+    """What a person does with a data directory that is too damaged to start, and may have other databases."""
+    first = f"save its other databases ({', '.join(others)})" if others else "see that it has no other database"
+    return f"{first}, then mv {env.postgres.data_directory} {env.postgres.data_directory}.damaged and run this again"
+
+
 def start_server(
     report: Report, permit: Permit, env: Environment, backup: Backup, others: tuple[str, ...] | None
 ) -> bool:
@@ -73,12 +80,9 @@ def start_server(
         if reason is None or reason.kind != DAMAGE:
             raise
         if others != ():
-            first = f"save its other databases ({', '.join(others)})" if others else "see that it has no other database"
-            data = env.postgres.data_directory
-            hint = f"{first}, then mv {data} {data}.damaged and run this again; its log: {reason.line}"
-            raise OpsError(error.message, hint) from None
+            raise OpsError(error.message, f"{move_away(env, others)}; its log: {reason.line}") from None
     report.warn(
-        "files of the database server",
+        FILES,
         "nothing to do: its data directory is kept under another name until you delete it",
         value=f"too damaged to start: {reason.line}",
     )

@@ -8,7 +8,7 @@ from datetime import datetime
 from blocks.environment import START_ORDER, Environment, Stores
 from flows.recovery.full import bring_up, build, choose
 from flows.recovery.full.choose import OtherParts
-from flows.recovery.full.database_server import FoundServer, judge_roles
+from flows.recovery.full.database_server import FoundServer, judge_roles, redis_role
 from flows.recovery.stopped_services import SystemServices, started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from flows.redis.restore.steps import plan_detaching
@@ -48,7 +48,7 @@ def restore(
     states = read_services(env.services, env.services_in(START_ORDER))
     running = ", ".join(role for role, runs in states.running.items() if runs) or "none"
     report.fact("services found running", running)
-    judge_roles(report, env)
+    judge_roles(report, env, *redis_role(env))
     if not (chosen.backups or chosen.redis_survivor):
         report.fail_if_critical()
         report.outcome = _nothing(env, chosen)

@@ -22,7 +22,6 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 from tasks.postgres.content.content import DatabaseContent
-from tasks.postgres.restore.staged_copy import copy_name
 from tasks.postgres.server.properties import Properties
 from tasks.postgres.server.server import Server, program_version
 
@@ -159,38 +158,64 @@ def _connections(connection: Connection, jobs: int) -> Requirement:
 
 
 @probe
-def read_login(postgres: Postgres, server: Server) -> tuple[Requirement, ...]:
-    """Whether the application's role can log in to the staged copy, before it exists.
+def read_login(postgres: Postgres, server: Server, database: str) -> tuple[Requirement, ...]:
+    """Whether the application's role can log in to a database, such as the staged copy, before it exists.
 
     PostgreSQL authenticates before it opens the database, so the error “does not exist” proves the password;
-    pg_hba.conf is checked for the copy's name (src/backend/utils/init/postinit.c, InitPostgres).
+    pg_hba.conf is checked for the database's name (src/backend/utils/init/postinit.c, InitPostgres).
 
     Raises:
         Unreachable: the server stopped answering.
     """
-    name, copy = "log-in of the application's role", copy_name(postgres.database)
+    name = "log-in of the application's role"
     if postgres.user not in server.roles:
         if server.is_bare:
             return ()  # the run creates it, with this password
         hint = f"create it (globals.sql of a backup may have it), or correct [postgres] user, which is {postgres.user}"
-        return (Requirement(name, False, "the role does not exist", f"{postgres.user} can log in to {copy}", hint),)
+        return (Requirement(name, False, "the role does not exist", f"{postgres.user} can log in to {database}", hint),)
     hint, value = "", "accepted"
     try:
-        postgres.connect(copy, as_application=True).close()
+        postgres.connect(database, as_application=True).close()
     except LoginRefused as error:
-        value = "accepted" if _is_missing(error, copy) else error.message
-        hint = f"{error.hint}; or allow this role to connect to {copy} in pg_hba.conf"
-    return (Requirement(name, value == "accepted", value, f"{postgres.user} can log in to {copy}", hint),)
+        value = "accepted" if _is_missing(error, database) else error.message
+        hint = f"{error.hint}; or allow this role to connect to {database} in pg_hba.conf"
+    return (Requirement(name, value == "accepted", value, f"{postgres.user} can log in to {database}", hint),)
 
 
-def _is_missing(error: LoginRefused, copy: str) -> bool:
+@probe
+def is_role_newer(postgres: Postgres, xid: int) -> bool:
+    """Whether the application's role was dropped, or changed by the transaction `xid` or a later one.
+
+    Raises:
+        Unreachable: the server stopped answering.
+    """
+    query = "SELECT age(xmin) <= age(%s::text::xid) FROM pg_authid WHERE rolname = %s"
+    with postgres.connect() as connection:
+        rows = execute(connection, query, xid % (1 << 32), postgres.user)
+    return not rows or bool(rows[0][0])
+
+
+@probe
+def read_superuser(postgres: Postgres) -> Requirement:
+    """Whether the administrator may read every setting of a recovered copy, which isolates it, and promote it.
+
+    Raises:
+        Unreachable: the server stopped answering.
+    """
+    with postgres.connect() as connection:
+        ((ok,),) = execute(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+    hint = "make [postgres] admin_user a superuser: the recovery reads every setting of the copy, and promotes it"
+    return Requirement("rights of the administrator", bool(ok), "a superuser" if ok else "none", "a superuser", hint)
+
+
+def _is_missing(error: LoginRefused, database: str) -> bool:
     """Whether only the database is missing, which the server reports after authentication.
 
     In an unknown language: a refusal by pg_hba.conf names that file, a missing database is named itself.
     """
     if error.sqlstate == UNKNOWN:
-        text = error.message.partition(f" in database {copy}: ")[2]
-        return "pg_hba.conf" not in text and copy in text
+        text = error.message.partition(f" in database {database}: ")[2]
+        return "pg_hba.conf" not in text and database in text
     return error.sqlstate == NO_DATABASE
 
 

@@ -66,5 +66,5 @@ def test_a_loss_is_unknown_where_the_archive_ends_before_what_the_primary_acknow
     cluster.sql("postgres", "INSERT INTO accounts SELECT FROM generate_series(1, 1000)")
     replace_step(monkeypatch, choice, "ship_now", full)
     for plan in (restore_to_point.fn(NAME, by="latest"), full_restore.fn(NAME)):
-        assert "the loss is unknown, because the archived WAL ends at" in plan.headline
+        assert "the loss of grc_db is unknown, because the archived WAL ends at" in plan.headline
         assert "nothing is lost" not in plan.headline
