@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from blocks.postgres.server import Postgres
 from runbook.guard.permit import Act, Permit
@@ -70,7 +71,8 @@ def test_a_note_of_a_directory_that_was_renamed_back_is_not_used(tmp_path: Path)
 
 def test_the_note_counts_where_the_live_directory_is_missing_or_empty(tmp_path: Path) -> None:
     live, kept = filled(tmp_path / "data"), tmp_path / "data.superseded_20260101_000000"
-    block = Postgres(password="", admin_password="", data_directory=str(live))  # type: ignore[arg-type]
+    secret = SecretStr("")
+    block = Postgres(database="app", user="app", password=secret, admin_password=secret, data_directory=str(live))
     found = live_configuration(block)
     assert found is not None
     save_configuration(note_of(live), found, kept)
