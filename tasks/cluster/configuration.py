@@ -134,14 +134,15 @@ def load_configuration(note: Path) -> ServerConfiguration | None:
 
 
 def live_configuration(postgres: Postgres) -> ServerConfiguration | None:
-    """The configuration of the live data directory; where it is missing, of the one that a killed swap renamed. None:
-    there is neither.
+    """The configuration of the live data directory; where it is missing or empty, of the one that a killed swap
+    renamed. None: there is neither.
 
     Raises:
         OpsError: a file cannot be read.
     """
     live = Path(postgres.data_directory).resolve()
-    return read_configuration(live, main_file(postgres)) if live.is_dir() else load_configuration(note_of(live))
+    noted = None if (live / "PG_VERSION").is_file() else load_configuration(note_of(live))
+    return noted or (read_configuration(live, main_file(postgres)) if live.is_dir() else None)
 
 
 def main_file(postgres: Postgres) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from blocks.postgres.server import Postgres
 from runbook.guard.permit import Act, Permit
 from tasks.cluster import configuration
 from tasks.cluster.configuration import (
+    live_configuration,
     load_configuration,
     note_of,
     place_configuration,
@@ -64,6 +67,21 @@ def test_a_note_of_a_directory_that_was_renamed_back_is_not_used(tmp_path: Path)
     live = filled(tmp_path / "data")
     save_configuration(note_of(live), read_configuration(live), tmp_path / "data.superseded_20260101_000000")
     assert load_configuration(note_of(live)) is None
+
+
+def test_the_note_counts_where_the_live_directory_is_missing_or_empty(tmp_path: Path) -> None:
+    live, kept = filled(tmp_path / "data"), tmp_path / "data.superseded_20260101_000000"
+    secret = SecretStr("")
+    block = Postgres(database="app", user="app", password=secret, admin_password=secret, data_directory=str(live))
+    found = live_configuration(block)
+    assert found is not None
+    save_configuration(note_of(live), found, kept)
+    live.rename(kept)
+    assert live_configuration(block) == found
+    live.mkdir()
+    assert live_configuration(block) == found
+    (live / "PG_VERSION").write_text("18\n")
+    assert live_configuration(block) != found, "another server's"
 
 
 def test_an_unreadable_file_is_named_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
