@@ -12,6 +12,8 @@ from tests.recovery.sequences.ledger import Write
 from tests.recovery.sequences.operator import Ran
 
 REDIS = "Redis"
+WHOLE = ("PostgreSQL", "the cluster")
+"""A part that is every database."""
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = r"(?P<count>\d[\d,]*)"
 _SINCE = re.compile(
@@ -92,7 +94,7 @@ def widest(allowances: Sequence[Allowance], part: str) -> Allowance:
 
 
 def _of_loss(loss: Mapping[str, Any]) -> Allowance:
-    part = REDIS if REDIS in loss["part"] else loss["part"] if loss["part"] != "the cluster" else ""
+    part = REDIS if REDIS in loss["part"] else loss["part"] if loss["part"] not in WHOLE else ""
     since = datetime.fromisoformat(loss["since"]).timestamp() if loss["since"] else None
     return Allowance(part, loss["count"] if since is None else None, since, loss["unknown"])
 
@@ -104,7 +106,8 @@ def _in_text(text: str, at: float) -> Iterator[Allowance]:
         yield Allowance(match["part"] or "", None, at - age - 1)
     rest = _SINCE.sub("", text)
     for match in _COUNTED.finditer(rest):
-        yield Allowance(match["part"] or "", _number(match["count"]))
+        part = match["part"] or ""
+        yield Allowance("" if part in WHOLE else part, _number(match["count"]))
     for match in re.finditer(rf"{_NUMBER} commits? after the statement", rest):
         yield Allowance("", _number(match["count"]))
     for match in _UNKNOWN.finditer(rest):

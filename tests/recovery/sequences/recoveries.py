@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.servers.postgres import DATABASE
-from lab.state.base import CHECKOUT
 from tests.fixtures.postgres.clusters import NAME
 from tests.recovery.sequences import checks
 from tests.recovery.sequences.checks import (
@@ -27,8 +26,6 @@ from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.promises import REDIS
 from tests.recovery.sequences.steps import NOT_POSSIBLE, client_writing, correct_port, starting_again, step
 from tests.recovery.sequences.world import UNRELATED, World
-
-HAS_UNDO = "undo_full_restore" in (CHECKOUT / "prefect.yaml").read_text()
 
 
 class Stuck(Exception):
@@ -206,7 +203,7 @@ def undo_restore(world: World, chance: random.Random) -> str:
     return carried.ran.status
 
 
-@step("undo-full-restore", "recovery", 1.2 if HAS_UNDO else 0)
+@step("undo-full-restore", "recovery", 1.2)
 def undo_full_restore(world: World, chance: random.Random) -> str:
     """The cluster that the last full restore replaced."""
     kept = world.tokens.get("kept cluster")

@@ -20,7 +20,7 @@ from tests.recovery.sequences.rounds import VARIANTS, play, sequence_of, shrink,
 from tests.recovery.sequences.world import Variant, World, running_world
 
 SEEDS = range(1, 301)
-FIXED = (6, 9, 10, 11, 21, 22, 31, 32, 41, 42)
+FIXED = (1, 2, 10, 13, 22, 23, 32, 33, 42, 43)
 """In CI: two of each kind of system."""
 
 
