@@ -8,6 +8,7 @@ from typing import get_args
 from blocks.environment import Environment, Stores
 from runbook import clock, metrics
 from runbook.errors import OpsError, Unreachable, VerificationFailed
+from runbook.guard.loss import Loss
 from runbook.page.shown import show_table
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -91,7 +92,7 @@ def report_failed(report: Report, newest: Backup, chosen: Backup) -> None:
     changed = differences(chosen, newest)
     report.warn(
         name,
-        f"nothing to do now. To try {newest.name} anyway, run this with its name; then correct what its report names",
+        f"run verify-backup with backup={newest.name}: its report names the cause. To restore it anyway, give its name",
         value=f"{why}. {chosen.name} is used: it is {duration(gap)} older ({changed or 'the same number of rows'})",
     )
 
@@ -102,11 +103,11 @@ def judge_drops(report: Report, backup: Backup, *, most: int = MOST_COMPARED) ->
     if not rows_of(backup) or any(finding.name == name for finding in report.findings):  # of an earlier attempt
         return
     for drop in drops(catalogue.before(backup, most), backup, report.limit(metrics.BACKUP_SHRUNK)[0])[:1]:
-        at = clock.text(drop.backup.manifest.taken)
+        at, lost = drop.backup.manifest.taken, Loss.everything_since("", drop.backup.manifest.taken)
         report.warn(
             name,
-            f"if those rows were deleted by mistake, restore {drop.backup.name}: every write after {at} is lost then",
-            value=f"since {drop.backup.name} ({at}) {drop.text}",
+            f"if those rows were deleted by mistake, restore {drop.backup.name} instead; {lost.text} then",
+            value=f"since {drop.backup.name} ({clock.text(at)}) {drop.text}",
             expected="no table that shrank",
         )
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.files.journal import DeadRun, Journal
+from runbook.finding import Evidence as Evidence
+from runbook.finding import Finding as Finding
+from runbook.finding import Status as Status
+from runbook.finding import StepTime as StepTime
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.loss import Loss, losses_text
@@ -27,65 +29,6 @@ from runbook.next import Next
 from runbook.progress import StepLog
 
 NOT_CONFIGURED = "not configured"
-
-
-class Status(StrEnum):
-    """How a run, a finding or a step ended, from good to bad."""
-
-    PLANNED = "PLANNED"
-    OK = "OK"
-    WARN = "WARN"
-    CRITICAL = "CRITICAL"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One judgement: what was seen, what was expected, and what to do about it. A CRITICAL one ends the run at its next
-    `fail_if_critical`, but for one that does not `stop`: then the run goes on, and is CRITICAL when it ends.
-    `alternative`: it advises something else in place of the run, and has no meaning once that has succeeded."""
-
-    name: str
-    status: Status
-    value: str = ""
-    expected: str = ""
-    hint: str = ""
-    stops: bool = True
-    follow: tuple[Next, ...] = ()
-    alternative: bool = False
-
-    @property
-    def next_step(self) -> str:
-        """The hint, with the first runbook to follow where the hint does not name it."""
-        first = str(self.follow[0]) if self.follow and self.follow[0].flow not in self.hint else ""
-        return f"{self.hint}: {first}" if self.hint and first else self.hint or first
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """One probe or action: when it began and how long it took."""
-
-    name: str
-    started: datetime
-    seconds: float
-    status: Status
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A table (columns and rows), text (Markdown), or a picture (SVG). `csv`: the whole table with plain numbers, filed
-    as `csv_path`; the JSON has its SHA-256."""
-
-    name: str
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    text: str = ""
-    svg: str = ""
-    csv: str = ""
-
-    def csv_path(self, report: Path) -> Path:
-        """`….json` → `…-slow-statements.csv`."""
-        name = re.sub(r"\W+", "-", self.name).strip("-")[:60]
-        return report.with_name(f"{report.stem}-{name}.csv")
 
 
 @dataclass
@@ -463,7 +406,7 @@ class Report:
             "pid": os.getpid(),
             "outcome": self.outcome,
             "facts": self.facts,
-            "losses": [_loss_in_json(loss) for loss in self.losses.values()],
+            "losses": [loss.as_json() for loss in self.losses.values()],
             "measures": [asdict(measure) for measure in self.measures],
             "steps": [
                 {"name": s.name, "started": s.started.isoformat(), "seconds": round(s.seconds, 3), "status": s.status}
@@ -474,18 +417,6 @@ class Report:
             "evidence": [{**asdict(one), "csv": _sha256(one.csv)} for one in self.evidence],
             "previous": self.previous,
         }
-
-
-def _loss_in_json(loss: Loss) -> dict[str, object]:
-    """`count` null: unknown, or everything since a moment."""
-    return {
-        "part": loss.part,
-        "count": loss.count,
-        "unit": loss.unit,
-        "since": loss.since.isoformat() if loss.since else None,
-        "unknown": loss.unknown,
-        "text": loss.text,
-    }
 
 
 def _sha256(text: str) -> str:

@@ -40,7 +40,8 @@ from blocks.postgres.server import Postgres
 from blocks.postgres.wal import Wal
 from blocks.prefect_server import PrefectServer
 from blocks.redis.server import Redis
-from blocks.services.service import DockerServices, SupervisorServices
+from blocks.services.service import DockerServices
+from blocks.services.supervisor import SupervisorServices
 from blocks.services.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.log import logger

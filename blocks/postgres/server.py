@@ -13,6 +13,7 @@ from urllib.parse import quote
 import psycopg
 from prefect.blocks.core import Block
 from psycopg import sql
+from psycopg.pq import ExecStatus
 from psycopg.rows import TupleRow
 from pydantic import Field, PrivateAttr, SecretStr
 
@@ -302,6 +303,6 @@ def psycopg_url(driver: str, user: str, password: str, host: str, port: int, dat
 
 
 def execute(connection: Connection, statement: LiteralString | sql.Composed, *parameters: object) -> list[TupleRow]:
-    """Run one statement and return its rows (none for a command)."""
+    """Run one statement and return its rows (none for a command). Rows may have no columns: `SELECT FROM …`."""
     cursor = connection.execute(statement, parameters or None)
-    return cursor.fetchall() if cursor.description else []
+    return cursor.fetchall() if cursor.pgresult and cursor.pgresult.status == ExecStatus.TUPLES_OK else []

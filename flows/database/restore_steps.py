@@ -90,10 +90,10 @@ def choose_backup(
 
 def judge_expectations(report: Report, backup: Backup, *, strict: bool) -> None:
     """Judge the expectations that the backup's data broke in the last restore."""
+    hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
+    if strict:
+        hint = "run this without strict, and correct the rows after the restore; or name another backup"
     if backup.broken:
-        hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
-        if strict:
-            hint = "run this without strict, and correct the rows after the restore; or name another backup"
         worst = Status.CRITICAL if strict else Status.WARN
         report.fail("expectations that the backup breaks", hint, value=backup.broken, worst=worst)
 
@@ -421,12 +421,7 @@ def advance(report: Report, permit: Permit, env: Environment, kept: str, *, want
 def judge_data_loss(report: Report, env: Environment, backup: Backup, part: str = "") -> None:
     """Compare the time since a backup's snapshot with the RPO: a restore loses all of it. `part`: what was restored, by
     default the database."""
-    lost = backup.age_seconds
+    lost, most = backup.age_seconds, f"at most {duration(env.rpo_seconds)}"
     report.loses(Loss.everything_since(part or env.postgres.database, backup.manifest.taken))
-    report.prefer(
-        "data loss against the RPO",
-        lost <= env.rpo_seconds,
-        "archive WAL, or take backups more often",
-        value=duration(lost),
-        expected=f"at most {duration(env.rpo_seconds)}",
-    )
+    hint = "archive WAL, or take backups more often"
+    report.prefer("data loss against the RPO", lost <= env.rpo_seconds, hint, value=duration(lost), expected=most)

@@ -24,7 +24,7 @@ from tasks.host.disk import is_here
 from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.tables.emptied import EmptiedTables, find_emptied_tables
 from tasks.postgres.tables.filenodes import FiledDatabase, find_filed_database
-from tasks.wal.format.names import lsn_text
+from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.format.pages import Files
 from tasks.wal.reading.destruction import (
     DatabaseRow,
@@ -165,7 +165,7 @@ def find_target(
         _show_drops(report, definitions)
         return WalTarget(latest)
     if end.invalid:
-        return _interrupted(env, origin, found, files, end.database)
+        return _interrupted(env, origin, found, latest, files, end.database)
     if end.oid:
         destroyed = _emptied(report, env, origin, files, definitions, tables, end, rejected)
     else:
@@ -176,8 +176,12 @@ def find_target(
 
 
 def _chosen(env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, before: str) -> WalTarget:
+    if "/" in before:
+        with contextlib.suppress(ValueError):
+            stop = before_drops(env, origin, find_stop_at(found.commits, lsn_of(before)), found.commits, files)
+            return WalTarget(stop, None, sum(commit.lsn >= stop.lsn for commit in found.commits))
     if not before.strip().isdecimal():
-        raise OpsError(f"before is “{before[:40]}”", "give a transaction ID, none, or nothing")
+        raise OpsError(f"before is “{before[:40]}”", "give a transaction ID, an LSN, none, or nothing")
     xid = int(before) & 0xFFFFFFFF
     one = next((commit for commit in found.commits if commit.xid == xid), None)
     if one is None:
@@ -194,27 +198,19 @@ def _before(
 
 
 def _interrupted(
-    env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, database: FiledDatabase
+    env: Environment, origin: PointOrigin, found: FoundTarget, latest: Stop, files: Files, database: FiledDatabase
 ) -> WalTarget:
-    """Just before the mark of a DROP DATABASE that did not commit.
-
-    Raises:
-        VerificationFailed: the WAL does not have it.
-    """
-    content, newest = origin.content, found.newest.lsn if found.newest else 0
-    there = [one for one in files if one[0].end > content.stop]
+    """Just before the mark of a DROP DATABASE that did not commit. Where the WAL does not have it, the copy shows
+    whether that is later than the newest commit, or earlier than the base backup."""
+    newest = found.newest.lsn if found.newest else 0
     row = DatabaseRow(f"1664/0/{database.file}", database.block, database.off)
-    begin = find_mark(env.postgres, there, row, newest)
-    if begin < content.stop:
-        raise VerificationFailed(
-            f"the database is invalid, and the WAL after {origin.backup.name} does not show since when",
-            "use an older base backup (backup=…) or a dump (method=dump): a DROP DATABASE was interrupted before",
-        )
-    target = find_stop_at(found.commits, begin)
-    at = target.before.at if target.before else content.stopped
-    end = End(0, begin, at, committed=False)
+    begin = find_mark(env.postgres, files, row, newest=newest)
+    if begin < origin.content.stop:
+        return WalTarget(latest)
+    stop = find_stop_at(found.commits, begin)
+    end = End(0, begin, stop.before.at if stop.before else origin.content.stopped, committed=False)
     given_up = sum(one.lsn >= begin for one in found.commits)
-    return WalTarget(target, Destruction("DROP DATABASE", end, begin, database.oid), given_up)
+    return WalTarget(stop, Destruction("DROP DATABASE", end, begin, database.oid), given_up)
 
 
 def _stop_before(env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, one: Commit) -> WalTarget:

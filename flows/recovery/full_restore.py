@@ -120,7 +120,8 @@ def full_restore(
         accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
         databases: Other databases of the same cluster that may go back too. Empty: restore only the application's
             database
-        before: Restore to just before this transaction (none: to the end of the WAL). Empty: decided automatically
+        before: Restore to just before this transaction or LSN (none: to the end of the WAL). Empty: decided
+            automatically
         timeline: Timeline to follow. 0: the one in use
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan

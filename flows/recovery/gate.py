@@ -73,7 +73,9 @@ def fence_cluster(
 
 
 def before_of(stop: Stop) -> str:
-    """The transaction before which a recovery ends; "": the end of the WAL."""
+    """The transaction, or the LSN, before which a recovery ends; "": the end of the WAL."""
+    if stop.lsn and not stop.inclusive and not (stop.after and stop.after.lsn == stop.lsn):
+        return lsn_text(stop.lsn)
     return str(stop.after.xid) if stop.after else ""
 
 
@@ -134,7 +136,7 @@ def require_confirmed(report: Report, *losses: Loss, hint: str = AGAIN) -> None:
 
 
 @dataclass(frozen=True)
-class Copy:
+class ClusterCopy:
     """A copy that may replace the live cluster: it has every commit of its history up to `stop`, and none after it.
 
     `known`: the commits that were read from the WAL before; `without`: transactions that it leaves out on purpose;
@@ -157,7 +159,7 @@ class Copy:
 
 
 def pass_cluster(
-    report: Report, env: Environment, services: ClusterServices, copy: Copy, fenced: FencedServer | None = None
+    report: Report, env: Environment, services: ClusterServices, copy: ClusterCopy, fenced: FencedServer | None = None
 ) -> Loss:
     """Let a copy of the whole cluster pass to the swap, which follows at once: with the server fenced, and no more lost
     than was confirmed. Returns the loss.
@@ -178,7 +180,7 @@ def _planned(report: Report, part: str) -> Loss:
 
 
 @probe
-def measure(env: Environment, fenced: FencedServer, copy: Copy, planned: Loss) -> Loss:
+def measure(env: Environment, fenced: FencedServer, copy: ClusterCopy, planned: Loss) -> Loss:
     """Count the commits of the live cluster that a copy lacks. The server is fenced, and its WAL was shipped.
     `planned`: what the plan said. Where WAL behind the target cannot be read, everything since the target is lost."""
     try:
@@ -195,7 +197,7 @@ def _uncounted(planned: Loss, why: str) -> Loss:
     return planned if planned.since else Loss.not_known(planned.part, why)
 
 
-def _counted(copy: Copy, read: Sequence[Committed], counted_at: datetime | None) -> Loss:
+def _counted(copy: ClusterCopy, read: Sequence[Committed], counted_at: datetime | None) -> Loss:
     lost = [one for one in read if one.xid not in copy.without]
     if copy.databases:
         lost = [one for one in lost if one.may_concern(copy.databases)]
@@ -217,7 +219,7 @@ class DatabaseGate:
 
     report: Report
     env: Environment
-    copy: Copy
+    copy: ClusterCopy
     loss: Loss | None = None
     _found: list[Committed] = field(default_factory=list)
     _read_to: int = 0
@@ -242,7 +244,7 @@ class DatabaseGate:
                 (supply.pieces[number].segment, supply.bring(supply.pieces[number], Path(place)))
                 for number in range(first, last + 1)
             ]
-            self._found += read_committed(env.postgres, files, begin)
+            self._found += read_committed(env.postgres, files, begin, end)
         self._read_to = max([begin, *(one.lsn for one in self._found)])
 
     def __call__(self) -> None:
@@ -263,7 +265,7 @@ class DatabaseGate:
 _WRITTEN = "SELECT pg_current_wal_flush_lsn(), timeline_id FROM pg_control_checkpoint()"
 
 
-def _live_chain(fenced: FencedServer, copy: Copy) -> tuple[Chain, int]:
+def _live_chain(fenced: FencedServer, copy: ClusterCopy) -> tuple[Chain, int]:
     """The WAL of the history that the live server was on, and the LSN after which the copy lacks its commits: its end,
     or where its own history left the live one.
 
@@ -279,7 +281,7 @@ def _live_chain(fenced: FencedServer, copy: Copy) -> tuple[Chain, int]:
     return chain_from(listing, live, begin, origin.content.segment_bytes), begin
 
 
-def _read(env: Environment, copy: Copy, chain: Chain, begin: int) -> tuple[list[Committed], int]:
+def _read(env: Environment, copy: ClusterCopy, chain: Chain, begin: int) -> tuple[list[Committed], int]:
     """The commits after `begin`, and the end of the WAL that was read. What was read before is not read again."""
     known = [one for one in copy.known if one.lsn > begin]
     same = chain.timeline == copy.origin.chain.timeline
@@ -368,7 +370,7 @@ def judge_objective(report: Report, env: Environment, newest: datetime) -> None:
     )
 
 
-def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: bool) -> Loss:
+def planned_loss(env: Environment, copy: ClusterCopy, given_up: int, *, to_the_end: bool) -> Loss:
     """The loss by what is known before the fence: `given_up` commits lie after the target. A recovery to the end has
     what is written until the fence; another one loses it too."""
     live = read_written(env.postgres, Path(env.postgres.data_directory)) if is_here(env.postgres.host) else None
@@ -377,7 +379,7 @@ def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: boo
         return found if found.unknown else replace(found, as_of=clock.now())
     if to_the_end:
         is_silent = live and not _renamed(env) and not nodes.ask(env.postgres)
-        why = _unreadable(env, live) if live and is_silent else ""
+        why = _unreadable(env, live) if live and is_silent else "" if live else copy.origin.unread
         return Loss.not_known(copy.part, why) if why else Loss(copy.part)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
     counted = _counted(copy, known, None)

@@ -11,7 +11,7 @@ from blocks.environment import Environment
 from flows.database import restore_steps as database
 from flows.database.free_space import WAL_RATIO
 from flows.recovery.destruction import WalTarget, commits
-from flows.recovery.gate import Copy, planned_loss
+from flows.recovery.gate import ClusterCopy, planned_loss
 from flows.recovery.point.build import BUILD, REPLAY, expected_seconds
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
@@ -97,13 +97,15 @@ class RestoreOption:
         given_up = self.replay.target.given_up
         return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
-    def copy(self, part: str, databases: Collection[int] = (), names: Mapping[int, str] = MappingProxyType({})) -> Copy:
+    def copy(
+        self, part: str, databases: Collection[int] = (), names: Mapping[int, str] = MappingProxyType({})
+    ) -> ClusterCopy:
         """The copy of the cluster that it makes, for the gate. `databases`: the OIDs of those that are replaced, none
         for all; `names`: databases by OID."""
         assert self.replay
         replay, target = self.replay, self.replay.target
         without = (target.destruction.end.xid,) if target.destruction else ()
-        return Copy(part, replay.origin, replay.stop, replay.found.commits, without, databases, names)
+        return ClusterCopy(part, replay.origin, replay.stop, replay.found.commits, without, databases, names)
 
     def planned_loss(self, env: Environment, *, in_place: bool) -> Loss:
         """The loss by what is known now. `in_place`: the live cluster's WAL can still be read when it is replaced."""

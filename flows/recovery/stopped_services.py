@@ -109,7 +109,14 @@ class ClusterServices(StoppedServices):
         self.last = stop_services.after(self.last)(env.services, order)
 
     def _starting_order(self) -> Sequence[str]:
-        return list(dict.fromkeys([self.env.postgres.service, *replication_roles(self.env), *START_ORDER]))
+        """A WAL receiver without its server tries again as long as it runs, but does not start."""
+        env, receiver = self.env, self.env.wal.service if self.env.has("wal") else ""
+        order = list(dict.fromkeys([env.postgres.service, *replication_roles(env), *START_ORDER]))
+        if receiver in self.running and env.postgres.service not in self.running:
+            order.remove(receiver)
+            hint = f"start it after the database server: {env.services.start_command(receiver)}"
+            self.report.warn("WAL receiver", hint, value="stopped: it does not start while the database server is down")
+        return order
 
 
 def read_cluster_services(report: Report, env: Environment) -> ClusterServices:

@@ -42,6 +42,7 @@ from tasks.cluster.kept import (
 from tasks.cluster.stopped import read_stopped
 from tasks.cluster.swap import set_wal_aside, swap_cluster
 from tasks.failover.member import MemberControl, read_control
+from tasks.host.disk import is_here
 from tasks.host.services import start_services, stop_services
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.server.server import presence
@@ -56,13 +57,15 @@ FLOW = "undo-full-restore"
 @dataclass(frozen=True)
 class KeptState:
     """What is put back. `path`: the kept data directory, or the live one where a killed run has put it back already;
-    `wal`: the receiver's kept directory (None: it begins with an empty one); `left`: the timeline that is in use."""
+    `wal`: the receiver's kept directory (None: it begins with an empty one); `left`: the timeline that is in use;
+    `begun`: by a killed run."""
 
     path: Path
     control: MemberControl
     history: Timeline
     wal: Path | None
     left: int
+    begun: bool
 
 
 @flow(name=FLOW, flow_run_name=RunName("undo-full-restore {environment} {kept}"))
@@ -97,6 +100,8 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
         found = _find(report, env, kept, up=state == "up")
         planned = _loss(env, found, clock.now() if state == "up" else None)
         services = read_cluster_services(report, env)
+        if found.begun:  # nothing may be started before it is complete
+            services.swapped.append("cluster")
         _plan(report, env, found)
         pin_database(report, env.postgres, replaced=True, up=state == "up")
         what = f"PostgreSQL is again the cluster of timeline {found.history.number} ({found.path.name})"
@@ -152,16 +157,18 @@ def _find(report: Report, env: Environment, wanted: str, *, up: bool) -> KeptSta
     report.fact("replaces", f"timeline {left}, which is in use")
     report.require(
         "timeline to put back",
-        begun is not None or left != number,
+        begun is not None or left != number or not (Path(env.postgres.data_directory) / "PG_VERSION").exists(),
         "name an older directory (kept=…): discard-superseded lists them",
         value=f"{number}",
         expected=f"another one than {left}, which is in use",
     )
     report.fail_if_critical()
-    return KeptState(path, control, history, wal, left)
+    return KeptState(path, control, history, wal, left, begun is not None)
 
 
 def _choose(report: Report, env: Environment, wanted: str, *, up: bool) -> Path:
+    if not is_here(env.postgres.host):
+        raise OpsError(f"the data directories are on {env.postgres.host}", "run this on a worker of that host")
     found = find_kept_clusters(env.postgres)
     databases = find_superseded(env.postgres) if up else ()
     path = found[0] if found and wanted == NEWEST else named(found, wanted)
@@ -186,7 +193,7 @@ def _choose(report: Report, env: Environment, wanted: str, *, up: bool) -> Path:
 def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned: Loss | None = None) -> Loss:
     """The commits since the recovery that is undone. `planned`: what the plan counted."""
     try:
-        commits = read_discarded(env, found.control.system, found.left, found.history.number)
+        commits = read_discarded(env, found.control.system, found.left, found.history.number, found.control.checkpoint)
     except OpsError as error:
         return Loss.not_known("PostgreSQL", f"the WAL of timeline {found.left} cannot be read: {error.message}")
     times = sorted(commit.at for commit in commits)
@@ -219,7 +226,8 @@ def _plan(report: Report, env: Environment, found: KeptState) -> None:
 def _put_back(report: Report, permit: Permit, env: Environment, services: ClusterServices, found: KeptState) -> None:
     """Rename the data directory and the receiver's, and record the timeline in use."""
     primary, again = env.postgres, f"run undo-full-restore again with confirm={env.name}: it continues"
-    UndoMarker(kept=str(found.path), wal=str(found.wal or ""), left=found.left).write(env.reports_directory)
+    if not found.begun:
+        UndoMarker(kept=str(found.path), wal=str(found.wal or ""), left=found.left).write(env.reports_directory)
     failpoint("undo: begun")
     report.state_is("services are stopped; the replaced cluster may not be back completely", again)
     if found.path != Path(primary.data_directory):

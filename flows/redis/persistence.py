@@ -30,6 +30,7 @@ from tasks.redis.persistence.state import read_persistence
 from tasks.redis.persistence.written import read_written
 from tasks.redis.restore.prefixes import Extra
 from tasks.redis.sentinels import read_sentinels
+from tasks.redis.topology.topology import find_record
 
 
 @flow(name="check-redis-persistence", flow_run_name=RunName("check-redis-persistence {environment}"))
@@ -65,6 +66,7 @@ def check_redis_persistence(environment: str) -> Report:
         files.judge_files(report, server, place, written)
         files.judge_written(report, server, written, problem)
         files.judge_sentinels(report, env.redis.sentinel_master, watch)
+        files.judge_detached(report, find_record(env.reports_directory))
         report.outcome = f"a kill now would lose {report.facts['a kill now would lose']}"
     return report
 

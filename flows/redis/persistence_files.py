@@ -14,6 +14,7 @@ from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
 from tasks.redis.settings.recommended import parse_rules
+from tasks.redis.topology.topology import ReplicationTopology
 
 # Below this share of the host's memory, a fork is never refused for its size.
 SMALL_RATIO = 0.4
@@ -171,6 +172,18 @@ def judge_sentinels(report: Report, name: str, watch: Watch) -> None:
             follow = [Next("reattach-redis", "after a killed restore")]
         report.prefer(
             f"Sentinel {view.address}", bool(view.master), hint, value=value, expected=f"watches {name}", follow=follow
+        )
+
+
+def judge_detached(report: Report, left: ReplicationTopology | None) -> None:
+    """Servers that a restore detached follow the master again: until then no Sentinel promotes them."""
+    for address in left.others if left else ():
+        report.warn(
+            f"replica {address}",
+            "fix what keeps it from the master, then run reattach-redis",
+            value="detached by a restore, and not promoted by a failover (replica-priority 0)",
+            expected="in sync with the master",
+            follow=[Next("reattach-redis", "attach it")],
         )
 
 

@@ -78,6 +78,8 @@ class Loss:
             return self.text
         of = f" of {self.part}" if self.part else ""
         number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
+        if self.at_most:
+            return f"at most the writes{of} after {clock.text(self.since)} are lost{number}"
         return f"every write{of} after {clock.text(self.since)} is lost{number}"
 
     @property
@@ -87,14 +89,11 @@ class Loss:
         detail = ", ".join(f"{name} {number:,}" for name, number in self.by.items()) if len(self.by) > 1 else ""
         return f" ({clock.text(self.first)} to {clock.text(self.last)}{'; ' + detail if detail else ''})"
 
-    @property
-    def kind(self) -> str:
-        """What a plan pins: a confirmed run with another kind of loss is another plan."""
-        if self.unknown:
-            return "unknown"
-        if self.since is not None:
-            return f"since {self.since.isoformat()}"
-        return "none" if self.is_none else "counted"
+    def as_json(self) -> dict[str, object]:
+        """The loss in a JSON report. `count` null: not counted."""
+        since = self.since.isoformat() if self.since else None
+        known = {"part": self.part, "count": self.count, "unit": self.unit, "since": since, "unknown": self.unknown}
+        return {**known, "text": self.text}
 
     def is_within(self, confirmed: Loss) -> bool:
         """Whether a person who confirmed that loss has confirmed this one too."""

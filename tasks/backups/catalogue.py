@@ -231,7 +231,7 @@ def find_backup(
 
     Several environments may share a store: `latest` and a date choose among this environment's backups. A backup whose
     manifest cannot be read may be any environment's: if it is the newest, that is an error. One that failed its
-    verification is chosen by its name only, or with `failed_too`.
+    verification is chosen by its name, with `failed_too`, or where no other is left.
 
     Raises:
         OpsError: there is none, or it is a backup of something else; the newest ones are named.
@@ -244,19 +244,14 @@ def find_backup(
     if wanted in there:
         return open_backup(store, wanted)
     day = f"_{wanted}_" if re.fullmatch(r"\d{8}", wanted) else "_" if wanted == LATEST else "nothing"
-    if chosen := _newest(store, [name for name in there if day in name], environment, failed_too=failed_too):
-        return chosen
+    for accepting in (failed_too, True):
+        if chosen := _newest(store, [name for name in there if day in name], environment, failed_too=accepting):
+            return chosen
     known, _ = open_all(store, kind)
     own = sorted(
         (backup for backup in known if environment in ("", backup.manifest.environment)),
         key=lambda backup: backup.manifest.taken,
     )
-    if failed := [one for one in own if one.failed and day in one.name]:
-        raise OpsError(
-            f"every {kind} backup “{wanted[:80]}” in {store.where} failed its verification",
-            f"find another copy (source=copies); to restore one anyway, name it: {failed[-1].name} "
-            f"({failed[-1].reason or 'the reason is not known'})",
-        )
     newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
     others = [backup for backup in known if backup not in own]
     more = f"; name another environment's backup in full, e.g. {others[-1].name}" if others else ""

@@ -8,6 +8,8 @@ https://www.postgresql.org/docs/current/config-setting.html, https://www.postgre
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import json
 import os
 import re
@@ -46,9 +48,9 @@ class ConfigurationFile:
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """Files by their path in the data directory. `skipped`: named ones that are too large to carry over. `is_whole`:
-    the main file was there, so no other file is named."""
+class ServerConfiguration:
+    """Files by their path in the data directory. `skipped`: those that are unreadable, or too large to carry over.
+    `is_whole`: the main file was there, so no other file is named."""
 
     files: Mapping[str, ConfigurationFile] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
@@ -60,27 +62,23 @@ class Configuration:
         return tuple(name for name in OWN if name not in self.files)
 
 
-def read_configuration(data: Path, config_file: str = "") -> Configuration:
+def read_configuration(data: Path, config_file: str = "") -> ServerConfiguration:
     """Read it. `config_file`: the main file, where that is outside the data directory.
 
     Raises:
-        OpsError: a file cannot be read.
+        OpsError: the directory cannot be read.
     """
     files, skipped = dict[str, ConfigurationFile](), list[str]()
     with told(data):
         for name in sorted(_named(data, config_file)):
-            found = (data / name).lstat()
-            if stat.S_ISLNK(found.st_mode):
-                files[name] = ConfigurationFile(link=str((data / name).readlink()))
-            elif found.st_size > MOST_BYTES:
+            try:
+                files[name] = _read(data / name)
+            except OSError:
                 skipped.append(name)
-            else:
-                content = base64.b64encode(_content(data / name)).decode()
-                files[name] = ConfigurationFile(content, stat.S_IMODE(found.st_mode))
-    return Configuration(files, tuple(skipped), (Path(config_file) if config_file else data / MAIN).is_file())
+    return ServerConfiguration(files, tuple(skipped), (Path(config_file) if config_file else data / MAIN).is_file())
 
 
-def place_configuration(configuration: Configuration, data: Path, live: Path, config_file: str = "") -> None:
+def place_configuration(configuration: ServerConfiguration, data: Path, live: Path, config_file: str = "") -> None:
     """Write it into a copy of the data directory `live`, and delete the files that only the copy's configuration named.
 
     Raises:
@@ -108,7 +106,7 @@ def note_of(live: Path) -> Path:
     return live.with_name(f"{live.name}.configuration.json")
 
 
-def save_configuration(note: Path, configuration: Configuration, *kept: Path) -> None:
+def save_configuration(note: Path, configuration: ServerConfiguration, *kept: Path) -> None:
     """Note it on disk before the data directory is renamed to one of `kept`; a run after a killed one reads it.
 
     Raises:
@@ -121,29 +119,30 @@ def save_configuration(note: Path, configuration: Configuration, *kept: Path) ->
         durable.write(note, json.dumps(text), mode=0o600, owner=(owner.st_uid, owner.st_gid))
 
 
-def load_configuration(note: Path) -> Configuration | None:
+def load_configuration(note: Path) -> ServerConfiguration | None:
     """The noted configuration; None without a note, or where the renamed data directory was renamed back or deleted."""
     try:
         text = json.loads(note.read_text(encoding="utf-8"))
         if not any(Path(one).exists() for one in text["kept"]):
             return None
         files = {name: ConfigurationFile(**file) for name, file in text["files"].items()}
-        return Configuration(files, (), bool(text["is_whole"]))
+        return ServerConfiguration(files, (), bool(text["is_whole"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):  # not of this version
         return None
 
 
-def live_configuration(postgres: Postgres) -> Configuration | None:
-    """The configuration of the live data directory; where it is missing, of the one that a killed swap renamed. None:
-    there is neither.
+def live_configuration(postgres: Postgres) -> ServerConfiguration | None:
+    """The configuration of the live data directory; where it is missing or empty, of the one that a killed swap
+    renamed. None: there is neither.
 
     Raises:
         OpsError: a file cannot be read.
     """
     live = Path(postgres.data_directory).resolve()
-    return read_configuration(live, main_file(postgres)) if live.is_dir() else load_configuration(note_of(live))
+    noted = None if (live / "PG_VERSION").is_file() else load_configuration(note_of(live))
+    return noted or (read_configuration(live, main_file(postgres)) if live.is_dir() else None)
 
 
 def main_file(postgres: Postgres) -> str:
@@ -159,6 +158,20 @@ def _make_parents(data: Path, name: str, owner: tuple[int, int]) -> None:
             (data / parent).mkdir(mode=0o700)
             if os.geteuid() == 0:
                 os.chown(data / parent, *owner)
+
+
+def _read(path: Path) -> ConfigurationFile:
+    """Read a file.
+
+    Raises:
+        OSError: it is unreadable or too large.
+    """
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return ConfigurationFile(link=str(path.readlink()))
+    if found.st_size > MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return ConfigurationFile(base64.b64encode(_content(path)).decode(), stat.S_IMODE(found.st_mode))
 
 
 def _content(path: Path) -> bytes:
@@ -178,8 +191,9 @@ def _named(data: Path, config_file: str, live: Path | None = None) -> set[str]:
         seen.add(path)
         if inside != ".":
             found.add(inside)
-        if path.is_file() and path.stat().st_size <= MOST_BYTES:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with contextlib.suppress(OSError):  # what cannot be read is not carried over
+            readable = path.is_file() and path.stat().st_size <= MOST_BYTES
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if readable else []
             left += [one for line in lines for one in _mentioned(line, data, path.parent, live or data)]
     return found
 

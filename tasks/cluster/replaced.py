@@ -20,7 +20,7 @@ _SLOT_AT = 16
 
 
 @dataclass(frozen=True)
-class Slot:
+class ReplacedSlot:
     """A replication slot."""
 
     name: str
@@ -28,7 +28,7 @@ class Slot:
 
 
 @probe
-def read_slots(postgres: Postgres) -> tuple[Slot, ...]:
+def read_slots(postgres: Postgres) -> tuple[ReplacedSlot, ...]:
     """The slots of a server: by the server, or by its data directory if it does not answer.
 
     Raises:
@@ -38,13 +38,34 @@ def read_slots(postgres: Postgres) -> tuple[Slot, ...]:
         rows = execute(
             connection, "SELECT slot_name, database IS NOT NULL FROM pg_replication_slots WHERE NOT temporary"
         )
-        return tuple(Slot(str(name), bool(logical)) for name, logical in sorted(rows))
+        return tuple(ReplacedSlot(str(name), bool(logical)) for name, logical in sorted(rows))
     try:
         states = [path.read_bytes() for path in sorted(Path(postgres.data_directory, "pg_replslot").glob("*/state"))]
     except OSError as error:
         raise OpsError(f"{error.filename}: {error.strerror}", "run this as a user that can read it") from None
     found = [_SLOT.unpack_from(state, _SLOT_AT) for state in states if len(state) >= _SLOT_AT + _SLOT.size]
-    return tuple(Slot(name.split(b"\0")[0].decode(errors="replace"), bool(database)) for name, database in found)
+    return tuple(
+        ReplacedSlot(name.split(b"\0")[0].decode(errors="replace"), bool(database)) for name, database in found
+    )
+
+
+@probe
+def read_log_in_errors(postgres: Postgres) -> tuple[str, ...]:
+    """The lines of a running server's pg_hba.conf and pg_ident.conf with which it would not start again.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
+    with postgres.connect() as connection:
+        found = [(row[0], row[1], row[2]) for row in execute(connection, _HBA_ERRORS)]
+        if connection.info.server_version >= _IDENT_VERSION:
+            found += [(row[0], row[1], row[2]) for row in execute(connection, _IDENT_ERRORS)]
+    return tuple(f"{file} line {line}: {error}" for file, line, error in found)
+
+
+_IDENT_VERSION = 160000
+_HBA_ERRORS = "SELECT current_setting('hba_file'), line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL"
+_IDENT_ERRORS = "SELECT file_name, line_number, error FROM pg_ident_file_mappings WHERE error IS NOT NULL"
 
 
 @probe

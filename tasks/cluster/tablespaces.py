@@ -152,8 +152,9 @@ def move_out(data: Path, live: Path) -> dict[str, Path]:
 
 
 def delete_moved(data: Path) -> None:
-    """Delete the tablespaces that `move_out` moved out of a copy which never became live."""
-    for target in outside_links(data).values():
+    """Delete the tablespaces that `move_out` moved out of a copy which never became live. Where `data` is a link, the
+    instance ran on a kept data directory, whose tablespaces stay."""
+    for target in () if data.is_symlink() else outside_links(data).values():
         if MOVED in target.name and target.parent == data.parent.parent:
             shutil.rmtree(target, ignore_errors=True)
 

@@ -7,6 +7,7 @@ refuses it (tasks/migrations/live.py).
 from __future__ import annotations
 
 import os
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tasks.migrations.live import GuardedDatabase, guarding
 from tasks.migrations.program import TAIL_LINES, TIMEOUT_SECONDS
 
 REACHED_SECONDS = 20.0
+NOT_RUN = 127
+"""The shell's exit code of a program that it cannot run."""
 _SESSIONS = "SELECT sessions, numbackends FROM pg_stat_database WHERE datname = %s"
 HINT = "make the command use DATABASE_URL or libpq's variables (PGHOST, PGDATABASE, …) before its own configuration"
 
@@ -59,20 +62,16 @@ def run_command(
     before, _ = _sessions(postgres, database)
     with guarding(postgres) if database != postgres.database else nullcontext() as live:
         done = _run(postgres, application, database, directory)
-        reached = not done.code and _is_reached(postgres, database, before)
-    output = _output(postgres, done)
-    if live and (live.ended or live.changed):
-        message = f"the migration command connected to the live database instead of {database}: {live.text}"
-    elif done.code:
+        reached = _is_reached(postgres, database, before)
+    said, also = _output(postgres, done), f"; {live.text}" if live else ""
+    if done.code and (reached or not (live and live.ended)):
         failed = CommandFailed(application.migrate_command, done.code, done.stderr.strip() or done.stdout)
-        secret = postgres.password.get_secret_value()
-        message = f"the migration command failed: {without(failed.message, [secret])}"
-        raise MigrationFailed(message, "correct the cause, then run this again", output, live)
-    elif not reached:
-        message = f"the migration command did not connect to {database}" + (f"; {live.text}" if live else "")
-    else:
-        return MigratedDatabase("", "", done.seconds, output, live.text if live else "")
-    raise MigrationFailed(message, HINT, output, live)
+        message = without(f"the migration command failed: {failed.message}", [postgres.password.get_secret_value()])
+        raise MigrationFailed(message + also, "correct the cause, then run this again", said, live)
+    if not reached:
+        where = "connected to the live database instead of" if live and live.ended else "did not connect to"
+        raise MigrationFailed(f"the migration command {where} {database}{also}", HINT, said, live)
+    return MigratedDatabase("", "", done.seconds, said, live.text if live else "")
 
 
 def _run(postgres: Postgres, application: Application, database: str, directory: Path) -> shell.Completed:
@@ -82,14 +81,18 @@ def _run(postgres: Postgres, application: Application, database: str, directory:
         "DATABASE_URL": postgres.url(database),
         "PATH": os.environ.get("PATH", os.defpath),
     }
-    return shell.run(
-        application.migrate_command,
-        environment=environment,
-        inherit=application.inherit,
-        directory=directory if directory.is_dir() else Path("/"),
-        timeout_seconds=TIMEOUT_SECONDS,
-        accepted=range(-64, 256),
-    )
+    started = time.monotonic()
+    try:
+        return shell.run(
+            application.migrate_command,
+            environment=environment,
+            inherit=application.inherit,
+            directory=directory if directory.is_dir() else Path("/"),
+            timeout_seconds=TIMEOUT_SECONDS,
+            accepted=range(-64, 256),
+        )
+    except OpsError as error:  # not installed, or endless: what it did to the live database counts as well
+        return shell.Completed("", f"{error.message}; {error.hint}", time.monotonic() - started, NOT_RUN)
 
 
 def _output(postgres: Postgres, done: shell.Completed) -> str:

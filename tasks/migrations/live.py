@@ -50,7 +50,8 @@ WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 """
 _WRITTEN = "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint FROM pg_stat_user_tables"
 _LATER = """
-SELECT FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend' AND pid <> %s AND backend_start > %s
+SELECT pid FROM pg_stat_activity
+WHERE datname = %s AND backend_type = 'client backend' AND pid <> %s AND backend_start > %s
 """
 # An older session may be a pooler's, which gave it to the migration: it is given time first.
 _END_BLOCKED = """

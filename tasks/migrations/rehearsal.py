@@ -58,7 +58,7 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Loss:
+class MigrationLoss:
     """The loss of one table: rows, or columns with their values (in at most `rows` rows)."""
 
     table: str
@@ -194,7 +194,7 @@ def _in_order(text: str) -> str:
     return table["head"] + ",\n    ".join(sorted(re.split(r",\n    (?=\S)", table["body"]))) + text[table.end() :]
 
 
-def losses(before: RehearsedState, after: RehearsedState) -> tuple[Loss, ...]:
+def losses(before: RehearsedState, after: RehearsedState) -> tuple[MigrationLoss, ...]:
     """The rows and columns of the first state that the second lacks.
 
     A column that is dropped and created again under its name is lost too: its values are only copied if the migration
@@ -204,11 +204,11 @@ def losses(before: RehearsedState, after: RehearsedState) -> tuple[Loss, ...]:
     for table, rows in before.rows.items():
         left = after.rows.get(table)
         if left is None or left < rows:
-            found.append(Loss(table, rows - (left or 0), dropped=left is None))
+            found.append(MigrationLoss(table, rows - (left or 0), dropped=left is None))
     kept = {column for columns in after.columns.values() for column in columns.values()}
     for table, columns in before.columns.items():
         if table not in after.columns:
             continue  # dropped, with all its rows
         if lost := tuple(name for name, column in columns.items() if column not in kept):
-            found.append(Loss(table, before.rows.get(table, 0), lost))
+            found.append(MigrationLoss(table, before.rows.get(table, 0), lost))
     return tuple(found)

@@ -208,8 +208,9 @@ class Branches:
                 path = here[one].path if one in here else self._fetched(archived[one], Path(scratch))
                 if path is None:
                     continue
-                with contextlib.suppress(CommandFailed):  # damaged, or recycled meanwhile
-                    found = commits_in(self.env.postgres, [(segment, path)])
+                # Its last record may continue in the next segment; it may be damaged, or recycled meanwhile.
+                with contextlib.suppress(CommandFailed):
+                    found = commits_in(self.env.postgres, [(segment, path)], lambda _: None)
                     if times := [commit.at for commit in found if commit.lsn >= since]:
                         return max(times)
         return None

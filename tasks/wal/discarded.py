@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -13,17 +11,19 @@ from runbook.kinds import probe
 from tasks.wal.branch import read_history
 from tasks.wal.format.names import Timeline
 from tasks.wal.reading.supply import Supply, read_supply, runs_of
-from tasks.wal.reading.waldump import Commit, commits_in
+from tasks.wal.reading.waldump import Commit, at_the_end, commits_in
 
 
 @probe
-def read_discarded(env: Environment, system: int, live: int, kept: int) -> tuple[Commit, ...]:
-    """Read every commit of timeline `live` after the place where it parted from timeline `kept`.
+def read_discarded(env: Environment, system: int, live: int, kept: int, end: int) -> tuple[Commit, ...]:
+    """Read every commit of timeline `live` after the place where it parted from timeline `kept`; of the same one, after
+    `end`, at least up to which the kept server wrote.
 
     Raises:
         OpsError: the WAL from there on, or a history, cannot be read completely.
     """
-    since = parted_at(*(read_history(env, "backups", system, number) for number in (live, kept)))
+    histories = (read_history(env, "backups", system, number) for number in (live, kept))
+    since = end if live == kept else parted_at(*histories)
     supply = read_supply(env, "backups", system, live)
     first, found = since // supply.segment_bytes, list[Commit]()
     if missing := supply.missing(first, max([first, *supply.numbers])):
@@ -50,10 +50,10 @@ def parted_at(one: Timeline, other: Timeline) -> int:
     return max(ends)
 
 
-def _commits(env: Environment, supply: Supply, batch: list[int], directory: Path) -> Iterator[Commit]:
+def _commits(env: Environment, supply: Supply, batch: list[int], directory: Path) -> list[Commit]:
     pieces = [supply.pieces[number] for number in batch]
     files = [(piece.segment, supply.bring(piece, directory)) for piece in pieces]
-    yield from commits_in(env.postgres, files)
+    found = commits_in(env.postgres, files, at_the_end(files))
     for _, path in files[:-1]:  # the next batch begins with the last one
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)
+    return found

@@ -76,6 +76,7 @@ def test_execute_returns_rows_of_a_query_and_none_of_a_command(postgres: Postgre
         assert execute(connection, "CREATE TEMPORARY TABLE t (id int)") == []
         assert execute(connection, "INSERT INTO t VALUES (%s), (%s)", 1, 2) == []
         assert execute(connection, "SELECT id FROM t WHERE id > %s", 1) == [(2,)]
+        assert len(execute(connection, "SELECT FROM t")) == 2, "rows without columns"
 
 
 @pytest.mark.parametrize("as_application", [True, False])

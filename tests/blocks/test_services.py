@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.services import service as services
-from blocks.services.service import SupervisorServices, end_in
+from blocks.services.supervisor import SupervisorServices, end_in
 from blocks.services.systemd import SystemdServices
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
@@ -191,7 +191,7 @@ def test_somebody_else_on_its_port_is_unreachable() -> None:
 
 
 def test_a_supervisord_that_hangs_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.services.service.READ_SECONDS", 0.3)
+    monkeypatch.setattr("blocks.services.supervisor.READ_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         services = SupervisorServices(names={"backend": "x"}, url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(Unreachable):

@@ -13,7 +13,7 @@ from prefect import flow
 
 from blocks.config import toml
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
-from blocks.services.service import SupervisorServices
+from blocks.services.supervisor import SupervisorServices
 from blocks.services.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.metrics import default_limits

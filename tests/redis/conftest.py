@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from blocks.environment import Environment
-from blocks.services.service import SupervisorServices
+from blocks.services.supervisor import SupervisorServices
 from lab.processes import OsAccount
 from runbook import shell
 from runbook.errors import Unreachable

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tasks.cluster import instance
+from tasks.cluster.tablespaces import move_out
 
 
 def test_a_server_that_ends_by_itself_meanwhile_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +23,18 @@ def test_a_server_that_ends_by_itself_meanwhile_is_swept(tmp_path: Path, monkeyp
     (root / "data").mkdir(parents=True)
     assert instance.sweep_instance.work(root)
     assert not root.exists()
+
+
+@pytest.mark.parametrize("is_copy", [True, False], ids=["a copy", "run on a kept data directory"])
+def test_only_the_tablespaces_of_a_copy_that_never_became_live_are_swept_with_it(tmp_path: Path, is_copy: bool) -> None:
+    root, kept = tmp_path / "data.restoring", tmp_path / "data.superseded_20260101_000000"
+    root.mkdir()
+    data = root / "data" if is_copy else kept
+    in_place = data / "pg_tblspc" / "16400"
+    in_place.mkdir(parents=True)
+    (moved,) = move_out(data, tmp_path / "data").values()
+    if not is_copy:
+        (root / "data").symlink_to(kept)
+    assert instance.sweep_instance.work(root)
+    assert moved.exists() != is_copy
+    assert kept.exists() != is_copy

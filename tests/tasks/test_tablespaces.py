@@ -61,7 +61,7 @@ def _dumped(server: PostgresServer) -> list[tuple[str, str]]:
     """The LSN and the description of each record of the resource manager, by pg_waldump."""
     paths = sorted((server.data / "pg_wal").glob("0*"))
     files = [(Segment.named(path.name, SEGMENT_BYTES), path) for path in paths]
-    lines = lines_in(server.block(), files, ["Tablespace"])
+    lines = lines_in(server.block(), files, ["Tablespace"], stopped=lambda _: None)
     return [(line.split("lsn: ")[1].split(",")[0], line.split("desc: ")[1].strip()) for line in lines]
 
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import redis
 
-from blocks.services.service import SupervisorServices
+from blocks.services.supervisor import SupervisorServices
 from lab.processes import write
 from lab.servers.supervision import Program, Supervisor
 from lab.state.environment import clean_environment

@@ -28,7 +28,7 @@ from tasks.backups.catalogue import Backup
 from tasks.host.services import read_services
 from tasks.migrations.alembic import MigratedDatabase, MigrationUndo
 from tasks.migrations.program import revision_of
-from tasks.migrations.rehearsal import Loss, differences, read_live_schema
+from tasks.migrations.rehearsal import MigrationLoss, differences, read_live_schema
 from tasks.migrations.scratch import scratch_name
 from tasks.migrations.scripts import BASE, Script
 
@@ -90,7 +90,7 @@ def judge_backend(report: Report, env: Environment, target: str) -> None:
     )
 
 
-def show_losses(report: Report, env: Environment, rehearsed: Rehearsed) -> list[Loss]:
+def show_losses(report: Report, env: Environment, rehearsed: Rehearsed) -> list[MigrationLoss]:
     """Deleted rows (found on the copy), and rows that lose a column's value (counted in the live database)."""
     lost = counted(env, rehearsed.lost)
     rows = [(x.table, f"{x.rows:,}", x.what) for x in lost]

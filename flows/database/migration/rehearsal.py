@@ -23,7 +23,7 @@ from tasks.migrations.locks import HeldTableLock, Watched
 from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import (
     Direction,
-    Loss,
+    MigrationLoss,
     Passed,
     RehearsedState,
     compare_schemas,
@@ -51,7 +51,7 @@ class Rehearsed:
 
     before: RehearsedState
     after: RehearsedState
-    lost: tuple[Loss, ...]
+    lost: tuple[MigrationLoss, ...]
 
 
 def judge_space(report: Report, env: Environment, needed_bytes: int) -> None:
@@ -152,7 +152,7 @@ def _revert_and_repeat(
     return [reverted, repeated]
 
 
-def counted(env: Environment, lost: Sequence[Loss]) -> list[Loss]:
+def counted(env: Environment, lost: Sequence[MigrationLoss]) -> list[MigrationLoss]:
     """Losses with their number of rows, largest first.
 
     For a dropped column those with a value, counted in the live database: the copy has lost it. Empty columns lose
@@ -164,7 +164,7 @@ def counted(env: Environment, lost: Sequence[Loss]) -> list[Loss]:
     return sorted((loss for loss in found if loss.rows or not loss.columns), key=lambda loss: -loss.rows)
 
 
-def dropped_columns(lost: Sequence[Loss]) -> Columns:
+def dropped_columns(lost: Sequence[MigrationLoss]) -> Columns:
     """Every dropped column, with or without values."""
     return tuple((loss.table, loss.columns) for loss in lost if loss.columns)
 

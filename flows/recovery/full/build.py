@@ -12,7 +12,7 @@ from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
-from flows.redis.restore import sources
+from flows.redis.restore import capture, sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from flows.store import mark_failed
 from runbook.errors import OTHER_BACKUPS
@@ -92,7 +92,7 @@ def plan_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     if other := other_master(env, chosen):
         report.plan("keep", f"Redis's data of {other.address} as a backup: it is in no directory that is kept")
     if chosen.redis_survivor:
-        sources.plan(report, env, chosen.redis_survivor)
+        capture.plan(report, env, chosen.redis_survivor)
     others: tuple[tuple[str, Backup | None, str, CarriesOut], ...] = (
         ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else "", build_redis_copy),
         ("application files", chosen.files, env.application.directory if chosen.files else "", build_files_copy),

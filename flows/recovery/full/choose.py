@@ -14,6 +14,7 @@ from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.backup import judge_kept
+from flows.redis.restore import capture as redis_capture
 from flows.redis.restore import sources as redis_sources
 from flows.redis.restore.methods import living_master
 from flows.redis.restore.sources import RedisSource
@@ -251,31 +252,10 @@ def choose_others(
 ) -> OtherParts:
     """The sources of Redis and the files, nearest to `moment`; of Redis the one that loses least, where no earlier
     point in time was asked for (`latest`). `database`: its backup, if the environment has one."""
-    redis, files, fitness, survivor, kept = None, None, None, None, None
-    judged = read_live(env.redis) if env.has("redis") else None
-    around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
-    if around:
-        live = live_directory(env.redis)
-        survivors = Survivors()
-        if wants_survivor := redis_source != "backup" and "redis" not in without:
-            survivors = redis_sources.find(report, env, around)
-        newest = latest and redis_source == "auto"
-        redis = _nearest(
-            *(report, env, source, "redis", database, moment, live, "redis" in without, survivors), newest=newest
-        )
-        damage = read_files(report, redis) if redis else []
-        if wants_survivor:
-            survivor = redis_sources.choose(
-                *(report, env, survivors, around, redis, redis_source), latest=latest, damaged=bool(damage)
-            )
-        if survivor and survivor.kind == "live":
-            redis, around, survivor, kept = None, None, None, survivor
-        elif survivor:
-            redis, fitness = None, redis_sources.judge(report, env, survivor, around)
-            if database:
-                redis_sources.judge_gap(report, survivor, moment)
-        elif redis:
-            fitness = judge_redis(report, env, redis, damage, around)
+    found = OtherParts()
+    if env.has("redis"):
+        found = _choose_redis(report, env, moment, source, redis_source, database, "redis" in without, latest=latest)
+    files = None
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
@@ -285,12 +265,7 @@ def choose_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    left = around and not (redis or survivor or kept) and live_directory(env.redis).is_dir() and answers(env.redis)
-    chosen = OtherParts(
-        *(redis, files, fitness, None if left else around, survivor, kept, files_kept),
-        redis_live=judged if redis or survivor else None,
-        redis_left=bool(left),
-    )
+    chosen = replace(found, files=files, files_kept=files_kept)
     if other := other_master(env, chosen):
         judge_kept(report, env, other)
         report.fail_if_critical()
@@ -305,6 +280,44 @@ def other_master(env: Environment, chosen: OtherParts) -> Redis | None:
     found = living_master(env, chosen.redis_topology)
     restored = chosen.redis_survivor.where if chosen.redis_survivor else ""
     return found if found and found.address != restored else None
+
+
+def _choose_redis(
+    report: Report,
+    env: Environment,
+    moment: datetime,
+    source: Stores,
+    redis_source: RedisSource,
+    database: Backup | None,
+    waived: bool,
+    *,
+    latest: bool,
+) -> OtherParts:
+    judged = read_live(env.redis)
+    around = read_topology(env.redis, env.reports_directory)
+    survivors, wants_survivor = Survivors(), redis_source != "backup" and not waived
+    if wants_survivor:
+        survivors = redis_sources.find(report, env, around)
+    newest, live = latest and redis_source == "auto", live_directory(env.redis)
+    backup = _nearest(report, env, source, "redis", database, moment, live, waived, survivors, newest=newest)
+    damage = read_files(report, backup) if backup else []
+    copy = None
+    if wants_survivor:
+        copy = redis_sources.choose(
+            *(report, env, survivors, around, backup, redis_source), latest=latest, damaged=bool(damage)
+        )
+    if copy and copy.kind == "live":
+        return OtherParts(redis_kept=copy)
+    if copy:
+        fitness = redis_capture.judge(report, env, copy, around)
+        if database:
+            redis_capture.judge_gap(report, copy, moment)
+        return OtherParts(redis_fitness=fitness, redis_topology=around, redis_survivor=copy, redis_live=judged)
+    if backup:
+        judged_backup = judge_redis(report, env, backup, damage, around)
+        return OtherParts(backup, redis_fitness=judged_backup, redis_topology=around, redis_live=judged)
+    left = live.is_dir() and answers(env.redis)
+    return OtherParts(redis_topology=None if left else around, redis_left=left)
 
 
 def _live_files(
@@ -344,7 +357,7 @@ def captured(report: Report, permit: Permit, env: Environment, chosen: Parts, li
     """
     if not (chosen.redis_survivor and live):
         return chosen
-    backup, loss = redis_sources.capture(report, permit, env, chosen.redis_survivor, live)
+    backup, loss = redis_capture.capture(report, permit, env, chosen.redis_survivor, live)
     return replace(chosen, redis=backup, redis_survivor=replace(chosen.redis_survivor, loss=loss))
 
 

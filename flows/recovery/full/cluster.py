@@ -38,6 +38,7 @@ from tasks.postgres.tables.filenodes import read_database_names
 from tasks.redis.restore.swap import start_redis
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
+from tasks.wal.format.names import lsn_text
 
 MOST_TARGETS = 5
 Result = TypeVar("Result")
@@ -174,9 +175,10 @@ def _how_to_choose(option: RestoreOption) -> str:
     destroyed = option.replay.target.destruction if option.replay else None
     if not destroyed:
         return AGAIN
+    before = destroyed.end.xid or lsn_text(destroyed.begin)
     return (
-        f"run this with before={destroyed.end.xid} to stop just before {destroyed.text}, or with before=none to keep "
-        "that statement and everything after it"
+        f"run this with before={before} to stop just before {destroyed.text}, or with before=none to keep that "
+        "statement and everything after it"
     )
 
 
@@ -241,7 +243,7 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
     if found.invalid:
         raise VerificationFailed(
             f"the database {run.env.postgres.database} is invalid in the copy: a DROP DATABASE had begun",
-            "choose an earlier target (before=TRANSACTION)",
+            "choose an earlier target (before=TRANSACTION), or an older base backup (backup=…)",
         )
     if not found.oid:
         raise VerificationFailed(
@@ -256,8 +258,8 @@ def _judge_others(run: ClusterRun, option: RestoreOption) -> None:
     assert option.replay
     if not run.options.in_place:
         return
-    postgres = option.replay.instance.postgres
-    others = other_databases(run.env, read_server(postgres), postgres)
+    copy = option.replay.instance.postgres
+    others = other_databases(run.env, read_server(copy), copy)
     at_the_end = bool(run.fenced) and option.replay.target.is_the_end
     if others and (not run.replaces or at_the_end):
         run.report.fact("other databases restored too", f"{', '.join(others)}" + ", to the end of the WAL" * at_the_end)

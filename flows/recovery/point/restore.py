@@ -21,7 +21,7 @@ from flows.database.wal_reading import mend
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.recovery import unlogged
-from flows.recovery.gate import Copy, fence_cluster, planned_loss
+from flows.recovery.gate import ClusterCopy, fence_cluster, planned_loss
 from flows.recovery.point import build, choice, server_state, swap
 from flows.recovery.point import target as point_target
 from flows.recovery.point.choice import PointOrigin
@@ -185,13 +185,13 @@ def _plan(
         plan(report, tables)
 
 
-def _copy(env: Environment, origin: PointOrigin, found: FoundTarget) -> Copy:
+def _copy(env: Environment, origin: PointOrigin, found: FoundTarget) -> ClusterCopy:
     assert found.stop
-    return Copy(env.postgres.database, origin, found.stop, found.commits)
+    return ClusterCopy(env.postgres.database, origin, found.stop, found.commits)
 
 
 def _effect(
-    report: Report, env: Environment, copy: Copy, found: FoundTarget, by: By, mode: Mode, tables: list[str]
+    report: Report, env: Environment, copy: ClusterCopy, found: FoundTarget, by: By, mode: Mode, tables: list[str]
 ) -> Effect:
     before = copy.stop.before
     what = "all databases of the cluster" if mode == "swap" else first_of(tables)

@@ -4,7 +4,10 @@ stays, and is tried before the swap; its slots and settings, which do not stay a
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
+
+import psycopg
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
@@ -17,7 +20,7 @@ from tasks.cluster.configuration import AUTO, OWN, live_configuration, main_file
 from tasks.cluster.container import ServerContainer, read_container
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.rehearsal import rehearse_start
-from tasks.cluster.replaced import read_role_settings, read_slots
+from tasks.cluster.replaced import read_log_in_errors, read_role_settings, read_slots
 from tasks.cluster.stopped import judge_configuration
 from tasks.cluster.trial import StartRefused
 
@@ -48,11 +51,23 @@ def _judge_kept(report: Report, env: Environment) -> None:
         report.warn(CONFIGURATION, check, value=value, expected="of the live server")
     if configuration.skipped:
         hint = f"copy them into {live} after the restore, from the replaced directory"
-        report.warn("files of the configuration", hint, value=f"too large: {', '.join(configuration.skipped)}")
+        report.warn(
+            "files of the configuration", hint, value=f"unreadable or too large: {', '.join(configuration.skipped)}"
+        )
     report.fact("configuration kept", ", ".join(configuration.files) or "none in the data directory")
     if live.is_dir():
         with contextlib.suppress(OpsError):  # the run judges it by the start of the copy
-            database.judge_requirements(report, judge_configuration(postgres, _container(env)))
+            found = judge_configuration(postgres, _container(env))
+            database.judge_requirements(report, [replace(one, name=CONFIGURATION) for one in found])
+        _judge_log_in(report, env)
+
+
+def _judge_log_in(report: Report, env: Environment) -> None:
+    """A running server goes on with its former pg_hba.conf if the file has an error; it would not start again."""
+    with contextlib.suppress(OpsError, psycopg.Error):  # it is down, or this login may not read them
+        if errors := read_log_in_errors(env.postgres):
+            hint = "correct that line, then run this again: the server would not start again with it"
+            report.fail(CONFIGURATION, hint, value=first_of(errors), expected="can be read")
 
 
 def _judge_slots(report: Report, env: Environment) -> None:

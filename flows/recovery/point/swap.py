@@ -89,7 +89,7 @@ def swap(
     instance: PrivateInstance,
     services: ClusterServices,
     timeline: int,
-    copy: gate.Copy,
+    copy: gate.ClusterCopy,
     fenced: FencedServer | None = None,
 ) -> Loss:
     """Fence the live server unless it is, pass the gate, rename, and record the new timeline. Returns what is lost.

@@ -40,7 +40,7 @@ def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Repor
             return report
         around = read_topology(env.redis, env.reports_directory)
         lead = around.own if around.swapped or not around.master else around.master
-        report.fact("detached", f"since {around.since}")
+        report.fact("detached", f"since {around.since}" if around.since else ", ".join(around.others) or "a Sentinel")
         report.fact("master", f"{lead}, with {'restored' if around.swapped else 'its earlier'} data")
         if around.own != lead and lead in around.lost:
             raise OpsError(f"the master {lead} does not answer", "start it, or run restore-redis again")

@@ -9,39 +9,19 @@ are stopped, and restored like any other backup. So nothing is replaced before i
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Literal
 
 from blocks.environment import Environment
 from flows import store as stores
-from flows.recovery.gate import require_confirmed
-from flows.redis.backup import keep_live, seal
-from flows.redis.restore.findings import report_no_checksum
-from flows.redis.restore.steps import judge_preconditions
-from runbook import clock, metrics
-from runbook.errors import VerificationFailed
-from runbook.failpoint import failpoint
+from runbook import clock
 from runbook.files import record
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
 from runbook.next import Next
-from runbook.report import Report, Status
-from runbook.units import size
-from tasks.backups import publishing
-from tasks.backups.catalogue import KEPT, Backup, find_nearest
-from tasks.host.disk import read_disk
-from tasks.redis.backup.live_aof import snapshot_stopped_aof
-from tasks.redis.backup.rdb import read_rdb
-from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
-from tasks.redis.content.manifest import EMPTY, RedisContent
-from tasks.redis.persistence.newest import aof_manifest, find_newest
-from tasks.redis.restore.copy import build_redis_copy
-from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
-from tasks.redis.restore.live import LiveRedis
+from runbook.report import Report
+from tasks.backups.catalogue import Backup, find_nearest
 from tasks.redis.restore.serving import find_change, find_lost_keys
 from tasks.redis.restore.survivors import (
     IS_EMPTY,
@@ -53,14 +33,9 @@ from tasks.redis.restore.survivors import (
     Survivors,
     deleted_keys,
     expected_keys,
-    files_loss,
     find_survivors,
     lacks,
-    released,
-    require_received,
 )
-from tasks.redis.server import live_directory
-from tasks.redis.settings.file import read_configuration
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 RedisSource = Literal["auto", "backup", "live", "replica", "files"]
@@ -326,33 +301,6 @@ def _report_promotion(report: Report, chosen: SurvivingCopy, around: Replication
         )
 
 
-def judge(report: Report, env: Environment, copy: SurvivingCopy, around: ReplicationTopology) -> RedisFitness:
-    """Whether a copy's data can replace the server's, and fits in the store. Its keys are proven after the capture."""
-    databases = {number: EMPTY.model_copy(update={"all_keys": keys}) for number, keys in copy.keys.items()}
-    content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
-    fitness = judge_redis_copy(env.redis, content, around)
-    judge_preconditions(report, fitness.preconditions)
-    if copy.is_aof:
-        report_no_checksum(report)
-    disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)
-    report.require(
-        "free space for Redis's surviving data",
-        disk.free_bytes > copy.memory_bytes,
-        f"free {size(copy.memory_bytes - disk.free_bytes)} in {disk.path}",
-        value=size(disk.free_bytes),
-        expected=f"more than {size(copy.memory_bytes)}",
-    )
-    return fitness
-
-
-def judge_gap(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
-    """Compare a copy's time with the database's, `moment`: Redis may name rows that the database does not have."""
-    if copy.moment:
-        hint = "expect inconsistencies: Redis is newer than the database. Name prefixes made anew in drop_prefixes"
-        gap = abs((copy.moment - moment).total_seconds())
-        report.judge(metrics.BACKUP_GAP, gap, hint, of="redis (surviving copy)", worst=Status.WARN)
-
-
 def report_newer(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
     """Report that the kept Redis is newer than the database, which is restored to `moment`."""
     report.warn(
@@ -384,79 +332,6 @@ def judge_kept_master(report: Report, env: Environment, copy: SurvivingCopy, aft
         value=change or f"{copy.where}, not restarted",
         expected=f"the server of {copy.where}, not restarted",
     )
-
-
-def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
-    """Plan the capture and the staged copy."""
-    report.plan(
-        "back up Redis's surviving data",
-        f"{copy.name}, {copy.all_keys:,} keys, after the services are stopped; the backup is proven before it is used",
-        size=copy.memory_bytes,
-        seconds=2,
-        by=[publishing.publish],
-    )
-    report.plan(
-        "restore a staged copy of Redis",
-        f"that backup into {env.redis.data_directory}.restoring, then prove it",
-        size=copy.memory_bytes,
-        seconds=1,
-        by=[build_redis_copy],
-    )
-
-
-def capture(
-    report: Report, permit: Permit, env: Environment, copy: SurvivingCopy, live: LiveRedis
-) -> tuple[Backup, Loss]:
-    """Back up a surviving copy into the store, with a manifest, and measure its loss. `latest` never means that backup.
-    The services are stopped, and the replicas detached. `live`: the server just before its stop.
-
-    Raises:
-        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
-        Unreachable, OpsError: the copy cannot be read. Nothing live was replaced.
-        VerificationFailed: it has no keys any more.
-    """
-    loss = _measure(env, copy, live)
-    require_confirmed(report, loss)
-    if copy.kind == "replica":
-        with released(permit, env.redis, copy, env.reports_directory) as replica:
-            backup = keep_live(report, env, replica)
-    else:
-        backup = _capture_files(report, env)
-    failpoint("redis: surviving data captured")
-    keys = RedisContent.model_validate(backup.manifest.content).all_keys
-    if not keys:
-        raise VerificationFailed(f"{copy.name} has no keys any more", "run this again with redis_source=backup")
-    report.fact("redis backup", f"{backup.name}: {keys:,} keys of {copy.name}")
-    return backup, loss
-
-
-def _measure(env: Environment, copy: SurvivingCopy, live: LiveRedis) -> Loss:
-    """The loss behind the fence: a replica still has what it had, and files are those of the server that was judged."""
-    if copy.kind == "replica":
-        require_received(env.redis, copy)
-        return copy.loss
-    if copy.received or (live.run_id and copy.loss.is_none):  # a replica's files, or a server that stopped with them
-        return copy.loss
-    return files_loss(find_newest(read_configuration(Path(env.redis.config_file)), live_directory(env.redis)))
-
-
-def _capture_files(report: Report, env: Environment) -> Backup:
-    block, directory = env.redis, live_directory(env.redis)
-    configuration = read_configuration(Path(block.config_file))
-
-    is_aof = find_newest(configuration, directory).is_aof
-
-    def work(target: Path) -> tuple[Snapshot, RedisContent]:
-        if is_aof:
-            taken = snapshot_stopped_aof(block, aof_manifest(directory, configuration), target)
-            return taken, taken.content
-        rdb = directory / configuration.rdb
-        shutil.copyfile(rdb, target / RDB)
-        missed = tuple(copy_settings(block, target))
-        return Snapshot(target / RDB, read_rdb(rdb).written, 0.0, missed), read_manifest(block, target)
-
-    notes = {"kept_by": report.runbook}
-    return seal(env, stores.store_for(env, "redis"), block.address, work, notes, of=KEPT.format(env.name))
 
 
 def _remembered(env: Environment) -> Decision | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from blocks.environment import Environment
 from flows import store as stores
 from flows.pinned import pin_redis
-from flows.redis.restore import sources
+from flows.redis.restore import capture, sources
 from flows.redis.restore.steps import build_redis, plan_detaching, replace_redis, start_again, undo
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect, seconds_from
@@ -68,7 +68,7 @@ class SurvivorRestore:
             live = require_judged(env.redis, self.judged)
             taken = detach.after(live)(permit, env.redis, self.around, env.reports_directory)
             stop_redis.after(taken)(env.redis, env.services)
-            backup, loss = sources.capture(report, permit, env, self.copy, live)
+            backup, loss = capture.capture(report, permit, env, self.copy, live)
             copy = build_redis(report, env, permit, backup)
         except BaseException:
             start_again(report, env, permit, taken, was_running=was_running)
@@ -103,21 +103,22 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
     judged = read_live(env.redis)
     copy, around = sources.compare(report, env, wanted)
     assert copy
-    sources.judge(report, env, copy, around)
+    capture.judge(report, env, copy, around)
     report.fail_if_critical()
-    sources.plan(report, env, copy)
+    capture.plan(report, env, copy)
     plan_detaching(report, env, around)
     report.pin_state("source", copy.name)
     return SurvivorRestore(report, env, copy, around, judged)
 
 
 def advise(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> None:
-    """Report, before a restore from a backup, that a surviving copy loses less. Only a plan warns: a confirmed run was
-    decided with it."""
+    """Report, before a restore from a backup, that a surviving copy loses less, or may lose less. Only a plan warns: a
+    confirmed run was decided with it."""
     copy = sources.find_better(report, env, sources.find(report, env, around), backup)
     if copy is None:
         return
-    name, value = "a surviving copy loses less than the backup", f"{copy.name}, {copy.all_keys:,} keys"
+    less, perhaps = "a surviving copy loses less than the backup", "a surviving copy may lose less than the backup"
+    name, value = less if copy.moment else perhaps, f"{copy.name}, {copy.all_keys:,} keys"
     if report.may_change:
         report.fact(name, value)
         return

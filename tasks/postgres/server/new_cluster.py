@@ -14,6 +14,14 @@ from runbook import shell
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
+from tasks.cluster.configuration import (
+    ServerConfiguration,
+    live_configuration,
+    main_file,
+    note_of,
+    place_configuration,
+    save_configuration,
+)
 from tasks.cluster.unpack import give
 from tasks.postgres.restore.staged_copy import REPLACE
 
@@ -26,7 +34,7 @@ LOCALE = "C.UTF-8"
 def create_cluster(permit: Permit, postgres: Postgres) -> Path:
     """`initdb` into a staged directory with checksums and the administrator's password, then rename it into place.
 
-    An existing data directory is renamed, never deleted.
+    An existing data directory is renamed, never deleted. Its configuration stays.
     """
     permit.require(REPLACE, postgres.database)
     data = Path(postgres.data_directory).resolve()  # keep a link: it leads to the chosen disk
@@ -34,10 +42,15 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
     if staged.exists():
         shutil.rmtree(staged)
     make_data(postgres, staged)
+    if configuration := live_configuration(postgres):
+        place_configuration(configuration, staged, data, main_file(postgres))
     if data.exists():
-        data.rename(data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}"))
+        kept = data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        save_configuration(note_of(data), configuration or ServerConfiguration(), kept)
+        data.rename(kept)
     failpoint("cluster: before rename")
     staged.rename(data)
+    note_of(data).unlink(missing_ok=True)
     return data
 
 

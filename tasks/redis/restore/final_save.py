@@ -30,6 +30,8 @@ from tasks.redis.scratch import scratch_server
 from tasks.redis.server import call, connected, key_counts, live_directory, loaded_keys
 from tasks.redis.settings.file import read_configuration
 
+RESET = "cmdstat_config|resetstat"
+"""A reset of the counters counts itself."""
 BY_HAND = "or stop Redis by hand, then run this again: what it has not saved is lost then"
 
 
@@ -75,7 +77,7 @@ def read_last_state(block: Redis) -> LastState:
     with connected(block) as client:
         run_id, writes = str(client.info("server")["run_id"]), None
         with contextlib.suppress(redis.ResponseError):  # this user may not read the statistics
-            writes = client_writes(client)
+            writes = None if RESET in client.info("commandstats") else client_writes(client)
         return LastState(run_id, sum(keys for keys, _ in key_counts(client).values()), writes)
 
 
@@ -88,8 +90,9 @@ def has_lost_directory(block: Redis) -> bool:
 
 
 def has_whole_aof(server: Persistence, directory: Path) -> bool:
-    """Whether the server writes an AOF to `directory`, and all its files are there."""
-    if not (server.appendonly and server.state.write_ok):
+    """Whether the server writes an AOF to `directory`, and all its files are there. During the first rewrite after the
+    AOF was switched on, they are those of an earlier time."""
+    if not (server.appendonly and server.state.write_ok) or server.state.rewriting:
         return False
     place = inspect_place(server)
     return not place.trouble and place.directory.resolve() == directory and bool(place.aof) and not place.missing

@@ -376,7 +376,7 @@ def released(permit: Permit, block: Redis, copy: SurvivingCopy, reports: Path) -
         try:
             with connected(replica) as client:
                 call(client, "REPLICAOF", "NO", "ONE")
-            if copy.moment and (position := read_position(replica, copy.moment)):
+            if copy.loss.since and (position := read_position(replica, copy.loss.since)):
                 record_position(reports, position)
             failpoint("redis: survivor released")
             yield replica

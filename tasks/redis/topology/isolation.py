@@ -194,13 +194,14 @@ def _tried(work: Callable[..., None], *given: object) -> str:
 
 
 def _note_rest(reports: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
-    """Record the servers and Sentinels that are not attached yet, or delete the record."""
+    """Record the servers and Sentinels that are not attached yet, or delete the record. The master serves: without
+    `since`, no later run takes it for detached."""
     left = replace(
         around,
         master=master,
         others=tuple(address for address in around.others if address in rest),
         watchers=tuple(watcher for watcher in around.watchers if watcher.address in rest),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        since="",
         swapped=False,
         priorities={address: value for address, value in around.priorities.items() if address in rest},
     )

@@ -42,7 +42,8 @@ class SentinelWatch:
 class ReplicationTopology:
     """A server's replicas and Sentinels. `own`: its address as the others know it; `master`: the current master, "":
     unknown; `others`: every other server of the data set; `lost`: those that do not answer; `silent`: Sentinels that do
-    not answer. `priorities`: the replica-priority of the servers that have 0 until they are in sync."""
+    not answer. `since`: when a run detached them, "" once the master serves again. `priorities`: the replica-priority
+    of the servers that have 0 until they are in sync."""
 
     own: str
     master: str = ""

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from blocks.postgres.server import Postgres
-from runbook.errors import VerificationFailed
-from tasks.wal.format.names import lsn_of, lsn_text
-from tasks.wal.format.pages import Files, next_record, record_behind
+from tasks.wal.format.names import lsn_of
+from tasks.wal.format.pages import Files
 from tasks.wal.reading.transactions import LINE, parse_end
-from tasks.wal.reading.waldump import lines_in
+from tasks.wal.reading.waldump import MAXIMUM, at_the_end, lines_in
 
 _RECORD = re.compile(r"tx: +(\d+), lsn: ")
 _FILE = re.compile(r"(?:blkref #\d+: rel \d+/|base/|pg_tblspc/\d+/[^/ ]+/)(\d+)/")
@@ -55,22 +54,16 @@ class _Reading:
             self.found.append(Committed(end.xid, end.lsn, end.at, frozenset(changed)))
 
 
-def read_committed(postgres: Postgres, files: Files, after: int) -> list[Committed]:
-    """Every transaction whose commit record begins after the LSN `after`, in consecutive segments of one history. The
-    last segment may be unfinished.
+def read_committed(postgres: Postgres, files: Files, after: int, until: int = MAXIMUM) -> list[Committed]:
+    """Every transaction whose commit record begins after the LSN `after`, in consecutive segments of one history: the
+    newest that there are. `until`: the WAL before it is complete.
 
     Raises:
-        VerificationFailed: reading ends although records follow.
-        CommandFailed: pg_waldump failed.
+        VerificationFailed: WAL before `until` does not decode, although later records exist.
+        CommandFailed: pg_waldump failed otherwise.
     """
-    reading, ends = _Reading(), list[int]()
-    reading.read(lines_in(postgres, files, [], stopped=ends.append))
-    reached = next_record(files, ends[0]) if ends else files[-1][0].end
-    if reached < files[-1][0].end and record_behind(files, reached):
-        raise VerificationFailed(
-            f"WAL does not decode from {lsn_text(reached)} on, although records follow",
-            "find an intact copy of that segment, and copy it into the archive",
-        )
+    reading = _Reading()
+    reading.read(lines_in(postgres, files, [], stopped=at_the_end(files, until)))
     return [one for one in reading.found if one.lsn > after]
 
 

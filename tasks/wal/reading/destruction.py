@@ -23,7 +23,7 @@ from tasks.wal.format.pages import Files
 from tasks.wal.format.records import read_record, row_in
 from tasks.wal.reading.touches import TOUCHING, Touches
 from tasks.wal.reading.transactions import DEFINING, LINE, Definitions, End, Pair, parse_end
-from tasks.wal.reading.waldump import LSN, Commit, lines_in, must_reach
+from tasks.wal.reading.waldump import LSN, MAXIMUM, Commit, lines_in, must_reach
 
 Statement = Literal["DROP DATABASE", "DROP TABLE", "TRUNCATE", "DELETE"]
 
@@ -155,7 +155,8 @@ def _begin_in(postgres: Postgres, files: Files, drop: Commit, *, marks: bool) ->
     if not marks:
         return lsn_of(first[1])
     at = DatabaseRow(row["relation"], int(row["block"]), int(row["off"]))
-    return min(find_mark(postgres, files, at, lsn_of(row["lsn"])), lsn_of(first[1]))
+    deletion = lsn_of(row["lsn"])
+    return min(find_mark(postgres, files, at, newest=deletion, before=deletion), lsn_of(first[1]))
 
 
 @dataclass(frozen=True)
@@ -167,19 +168,21 @@ class DatabaseRow:
     off: int
 
 
-def find_mark(postgres: Postgres, files: Files, row: DatabaseRow, until: int) -> int:
-    """The LSN of the in-place update before `until` that marked a database as invalid; 0 if it is not in these
-    segments. A DROP DATABASE that is repeated after an interrupted one marks it again: then it is the first of these
-    updates, as far as their content can be read. VACUUM updates the row in place too.
+def find_mark(postgres: Postgres, files: Files, row: DatabaseRow, *, newest: int, before: int = MAXIMUM) -> int:
+    """The LSN of the in-place update before `before` that marked a database as invalid; 0 if it is not in these
+    segments, which decode up to `newest`.
+
+    A DROP DATABASE that is repeated after an interrupted one marks it again: then it is the first of these updates, as
+    far as their content can be read. VACUUM updates the row in place too.
 
     Raises:
-        VerificationFailed: the WAL does not decode up to `until`.
+        VerificationFailed: the WAL does not decode up to `newest`.
         CommandFailed: pg_waldump failed.
     """
     only = [f"--relation={row.relation}", f"--block={row.block}"]
-    lines = lines_in(postgres, files, ["Heap"], only=only, stopped=must_reach(until))
+    lines = lines_in(postgres, files, ["Heap"], only=only, stopped=must_reach(newest))
     updates = (one for one in map(_ROW.search, lines) if one and one["what"] == "INPLACE")
-    of_row = [lsn for one in updates if int(one["off"]) == row.off and (lsn := lsn_of(one["lsn"])) < until]
+    of_row = [lsn for one in updates if int(one["off"]) == row.off and (lsn := lsn_of(one["lsn"])) < before]
     mark = 0
     for lsn in reversed(of_row):
         content = row_in(read_record(files, lsn), row.off)

@@ -14,7 +14,7 @@ from blocks.postgres.server import Postgres
 from runbook import clock, shell
 from runbook.errors import CommandFailed, VerificationFailed
 from tasks.wal.format.names import Segment, lsn_of, lsn_text
-from tasks.wal.format.pages import Files
+from tasks.wal.format.pages import Files, next_record, record_behind
 
 _COMMIT = re.compile(
     r"tx: +(?P<tx>\d+), lsn: (?P<lsn>[0-9A-F/]+), prev \S+, desc: COMMIT(?:_PREPARED (?P<xid>\d+):)? "
@@ -26,6 +26,8 @@ _PREPARED = re.compile(
     r"tx: +(?P<tx>\d+), lsn: (?P<lsn>[0-9A-F/]+), prev \S+, desc: "
     r"(?:PREPARE gid (?P<gid>.*?): \d{4}-\d\d-\d\d |(?:COMMIT|ABORT)_PREPARED (?P<ended>\d+):)"
 )
+MAXIMUM = 1 << 63
+"""An LSN after every other one."""
 LSN = re.compile(r"lsn: ([0-9A-F]+/[0-9A-F]+),")
 # Where it stops reading: at the last record that it could read, or at the position from which on it found none.
 _STOPPED = re.compile(r"(?:error in WAL record at|could not find a valid record after) ([0-9A-F]+/[0-9A-F]+)")
@@ -171,6 +173,18 @@ def must_reach(lsn: int) -> Callable[[int], None]:
                 "find an intact copy of that segment: in the replica store (source=copies), the receiver's directory "
                 "or a server's pg_wal",
             )
+
+    return stopped
+
+
+def at_the_end(files: Files, until: int = MAXIMUM) -> Callable[[int], None]:
+    """A `stopped` for the newest WAL that there is: it raises VerificationFailed where records follow the place at
+    which reading ended, if that is before `until`."""
+
+    def stopped(last: int) -> None:
+        reached = next_record(files, last)
+        if reached < until and (behind := record_behind(files, reached)):
+            must_reach(behind)(last)
 
     return stopped
 

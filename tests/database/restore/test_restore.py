@@ -91,7 +91,8 @@ def test_dry_run_changes_nothing_and_shows_the_plan(trial: Trial) -> None:
     assert [step.bytes > 0 for step in report.plan_steps][0]
     assert (trial.oid(), trial.databases()) == (oid, before)
     assert re.fullmatch(
-        rf"PLANNED: {trial.database} goes back to \d\d:\d\d \([+-]\d\d:00\); writes of the last \d+ (s|min) are lost; "
+        rf"PLANNED: {trial.database} goes back to \d\d:\d\d \([+-]\d\d:00\); writes of "
+        rf"{trial.database} of the last \d+ (s|min) are lost; "
         r"less than 1 s down; undo: undo-restore\. Nothing has changed\..*",
         report.sentence(),
     )
@@ -179,15 +180,13 @@ def test_bad_backup_is_refused_before_anything_is_touched(trial: Trial, tmp_path
     for kind, damage in DAMAGE.items():
         damage(backup)
         with pytest.raises(RunbookFailed) as caught:
-            restore_database.fn(NAME, backup=backup.name, confirm=NAME)
+            restore_database.fn(NAME, confirm=NAME)
         assert caught.value.report.status is Status.CRITICAL, kind
         assert caught.value.report.sentence().count("Next: ") == 1, kind
         assert (trial.oid(), trial.databases()) == (oid, before), kind
         shutil.rmtree(backup)
         shutil.copytree(whole, backup)
-    report = restore_database.fn(NAME, backup=backup.name, confirm=NAME)
-    assert report.status in GOOD, "the copy of the backup was whole"
-    assert restore() in GOOD, "a proven restore counts more than an earlier failure"
+    assert restore() in GOOD, "the copy of the backup was whole"
 
 
 def newest_path(trial: Trial) -> Path:
@@ -375,7 +374,7 @@ def test_undo_swaps_back_and_tells_what_it_discards(trial: Trial) -> None:
     assert undo_restore.fn(NAME).status is Status.PLANNED
     report = undo_restore.fn(NAME, confirm=NAME)
     assert report.status is Status.OK
-    told = int(report.facts["written since the swap, missing in the old database"].split()[1].replace(",", ""))
+    told = int(report.facts["written since the swap, missing in the old database"].split()[0].replace(",", ""))
     assert 40 <= told < 1000
     assert trial.sql("SELECT count(*) FROM by_mood") == [(0,)]
     assert trial.sql(
@@ -619,12 +618,8 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     assert trial.databases() == before, "it is live again, and what came since was not planned"
 
 
-def test_an_undo_after_the_recovery_of_a_whole_cluster_says_what_undoes_that(tmp_path: Path) -> None:
-    live = tmp_path / "data"
-    env = cast(Environment, SimpleNamespace(postgres=SimpleNamespace(data_directory=str(live))))
-    for kept, hint in (("", "no restore has replaced"), ("data.superseded_1", f"rename {live}.superseded_1 to it")):
-        if kept:
-            (tmp_path / kept).mkdir()
-        with pytest.raises(OpsError, match="there is no replaced database") as caught:
-            choose_superseded(Report("Undo restore", NAME), env, [], "newest")
-        assert hint in caught.value.hint
+def test_an_undo_after_the_recovery_of_a_whole_cluster_names_the_runbook_that_undoes_that(tmp_path: Path) -> None:
+    env = cast(Environment, SimpleNamespace(postgres=SimpleNamespace(data_directory=str(tmp_path / "data"))))
+    with pytest.raises(OpsError, match="there is no replaced database") as caught:
+        choose_superseded(Report("Undo restore", NAME), env, [], "newest")
+    assert "undo-full-restore" in caught.value.hint

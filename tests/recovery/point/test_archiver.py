@@ -102,7 +102,7 @@ def test_wal_is_shipped_to_a_bucket_encrypted_as_it_comes_and_restores(
         writes.wait(20)
         acknowledged = set(writes.acknowledged)
     assert row
-    assert all(name.endswith(".zst.age") for name in archive.place.names())
+    assert all(name.endswith((".zst.age", ".in_use")) for name in archive.place.names()), "a mark says nothing of WAL"
     report = restore_to_point.fn(NAME, by="before_transaction", target=str(row[0]), confirm=NAME)
     assert report.facts["WAL"].endswith(archive.place.where)
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5050,)]

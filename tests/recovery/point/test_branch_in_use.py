@@ -111,8 +111,8 @@ def test_without_a_write_since_the_undo_its_record_decides_and_a_failover_takes_
 BOUNDARIES = ("cluster: between renames", "cluster: receiver's directory aside", "undo: recorded")
 
 
-def launch(**variables: str) -> subprocess.CompletedProcess[str]:
-    argv = ["-m", "flows.launch", "undo-full-restore", f"environment={NAME}", f"confirm={NAME}"]
+def launch(flow: str = "undo-full-restore", *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    argv = ["-m", "flows.launch", flow, f"environment={NAME}", f"confirm={NAME}", *words]
     return forked.run(argv, {**os.environ, "PREFECT_API_URL": "", **variables})
 
 
@@ -135,6 +135,20 @@ def require_toggles(cluster: Cluster, points: Sequence[str]) -> None:
 def test_an_undo_killed_at_its_boundaries_and_launched_again_swaps_once(cluster: Cluster) -> None:
     mistaken(cluster)
     require_toggles(cluster, BOUNDARIES)
+
+
+def test_a_restore_that_was_killed_between_its_renames_is_undone(cluster: Cluster) -> None:
+    """No directory is live, and the copy never was: nothing is lost."""
+    cluster.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)")
+    backup_cluster.fn(NAME)
+    cluster.sql("postgres", "INSERT INTO t VALUES (11)")
+    killed = launch("restore-to-point", "by=latest", OPS_FAILPOINT="cluster: between renames")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert not cluster.node("postgres").data.exists()
+    undone = undo_full_restore.fn(NAME, confirm=NAME)
+    assert undone.facts["lost"] == "nothing is lost"
+    assert ids(cluster) == [11]
+    cluster.sql("postgres", "INSERT INTO t VALUES (12)")  # returns: the receiver confirms
 
 
 @pytest.mark.soak

@@ -11,6 +11,7 @@ import pytest
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point.restore import restore_to_point
 from lab.processes import write
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.recovery.point.test_point_in_time_killed import launch
@@ -103,3 +104,21 @@ def test_a_rejoin_after_a_killed_one_uses_the_configuration_of_the_server_that_r
     assert again.returncode == 0, again.stderr[-2000:]
     assert edited.is_standby("postgres")
     require_kept(edited)
+
+
+def test_a_configuration_that_does_not_start_is_found_before_anything_is_replaced(edited: Cluster) -> None:
+    """In the plan, as far as the running server or `postgres -C` shows it; otherwise by the start of the copy."""
+    data = edited.node("postgres").data
+    before, running = data.stat().st_ino, edited.supervisor.services()["postgresql"].pid
+    put(edited, "site.conf", "shared_buffers = 'nonsense'\n")
+    with pytest.raises(RunbookFailed, match="configuration of the server.*contains errors"):
+        restore_to_point.fn(NAME, by="latest")
+    put(edited, "site.conf", "")
+    put(edited, "pg_hba.conf", "nonsense\n")
+    with pytest.raises(RunbookFailed, match=r"configuration of the server.*pg_hba\.conf line 1"):
+        restore_to_point.fn(NAME, by="latest")
+    assert edited.supervisor.services()["postgresql"].pid == running, "neither stopped nor restarted"
+    edited.crash("postgres")
+    with pytest.raises(OpsError, match=r"does not start with the live configuration: .*pg_hba\.conf"):
+        restore_to_point.fn(NAME, by="latest", confirm=NAME)
+    assert data.stat().st_ino == before

@@ -94,7 +94,7 @@ def dropped(cluster: Cluster, request: pytest.FixtureRequest) -> Dropped:
 
 def test_a_restore_of_the_system_loses_nothing_after_switched_segments(dropped: Dropped) -> None:
     plan = full_restore.fn(NAME)
-    assert "nothing is lost" in plan.headline
+    assert "; 0 commits of grc_db are lost as of" in plan.headline
     done = full_restore.fn(NAME, confirm=NAME)
     assert done.status is Status.WARN, done.sentence()
     assert not [name for name in findings(done) if name.startswith("not used: base_")], findings(done)
@@ -113,12 +113,20 @@ def test_a_point_in_a_drop_is_the_one_before_its_first_trace(dropped: Dropped, b
     assert dropped.lost() == set()
 
 
+def checkpointer_of(cluster: Cluster) -> psutil.Process:
+    """Sessions end meanwhile."""
+    for process in psutil.Process(cluster.supervisor.services()["postgresql"].pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "checkpointer" in " ".join(process.cmdline()):
+                return process
+    raise AssertionError("the server has no checkpointer")
+
+
 @contextlib.contextmanager
 def waiting_drop(cluster: Cluster) -> Iterator[int]:
     """A DROP DATABASE that has marked the database, and waits for a checkpoint while the block runs. Gives its
     backend."""
-    server = psutil.Process(cluster.supervisor.services()["postgresql"].pid)
-    (checkpointer,) = [one for one in server.children() if "checkpointer" in " ".join(one.cmdline())]
+    checkpointer = checkpointer_of(cluster)
     checkpointer.suspend()
     try:
         with cluster.connect("postgres", "postgres") as connection:
@@ -156,10 +164,9 @@ def test_a_point_that_must_include_a_commit_inside_of_a_drop_is_refused_by_the_c
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
 
 
-@pytest.mark.parametrize("then", ["alone", "repeated", "crashed"])
-def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, then: str) -> None:
-    """Ctrl-C in psql, too late: nobody can connect to the database any more. Found by the live server, or by the copy
-    where that is down or has lost the database for good."""
+@pytest.mark.parametrize("repeated", [False, True], ids=["once", "repeated"])
+def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, repeated: bool) -> None:
+    """Ctrl-C in psql, too late: nobody can connect to the database any more. A second DROP DATABASE marks it again."""
     with written(cluster, owned_by_postgres=True) as writes:
         admin(cluster, "CHECKPOINT")
         cluster.sql("postgres", "VACUUM FREEZE")  # which updates the database's row in place, too
@@ -168,12 +175,10 @@ def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, th
         admin(cluster, f"SELECT pg_cancel_backend({pid})")
     assert admin(cluster, INVALID) == [(True,)]
     admin(cluster, "CREATE TABLE elsewhere ()")
-    if then == "repeated":
+    if repeated:
         drop(cluster)
-    elif then == "crashed":
-        cluster.crash("postgres")
     done = full_restore.fn(NAME, confirm=NAME)
     assert done.status is Status.WARN, done.sentence()
     assert findings(done)["databases of the copy"] == ""
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
-    assert cluster.sql("postgres", "SELECT to_regclass('elsewhere')", database="postgres") == [(None,)], "it came later"
+    assert admin(cluster, "SELECT to_regclass('elsewhere') IS NOT NULL") == [(True,)], "another database"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from flows.database.base_backup import backup_cluster
-from flows.recovery.full_restore import full_restore
 from flows.recovery.point import choice
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.wal.archive import ship
 from tests.fixtures.postgres.clusters import NAME, Cluster
+from tests.fixtures.reports import values as findings
 from tests.fixtures.stand_in import replace_step
 
 COUNT = "SELECT count(*) FROM accounts"
@@ -65,6 +65,9 @@ def test_a_loss_is_unknown_where_the_archive_ends_before_what_the_primary_acknow
     assert "nothing is lost" in whole.headline
     cluster.sql("postgres", "INSERT INTO accounts SELECT FROM generate_series(1, 1000)")
     replace_step(monkeypatch, choice, "ship_now", full)
-    for plan in (restore_to_point.fn(NAME, by="latest"), full_restore.fn(NAME)):
-        assert "the loss is unknown, because the archived WAL ends at" in plan.headline
-        assert "nothing is lost" not in plan.headline
+    plan = restore_to_point.fn(NAME, by="latest", mode="tables", tables=["accounts"])
+    assert "is unknown, because the archived WAL ends at" in plan.headline
+    assert "the archived WAL ends at" in findings(restore_to_point.fn(NAME, by="latest"))["WAL up to the newest commit"]
+    with pytest.raises(OpsError, match="the loss of grc_db is unknown"):
+        restore_to_point.fn(NAME, by="latest", confirm=NAME)
+    assert cluster.sql("postgres", COUNT) == [(rows + 1000,)]

@@ -18,6 +18,7 @@ from runbook.wait import until
 from tasks.backups import catalogue, codec, manifest
 from tasks.redis.content.manifest import EXPIRING
 from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.live import read_live
 from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import family, program_version
 from tasks.redis.topology.isolation import TAKE_OFF
@@ -193,7 +194,7 @@ def test_a_server_that_starts_empty_is_noticed(rig: Rig) -> None:
     permit = Permit(NAME, (Act(ACT, str(rig.data)), Act(TAKE_OFF, str(rig.data))))
     copy = build_redis(report, env, permit, catalogue.find_backup(DirectoryStore(rig.store), "redis"))
     rig.configure(aof=True, extra='appenddirname "elsewhere"\n')
-    replace_redis(report, env, permit, copy, ReplicationTopology(own="127.0.0.1:6379"))
+    replace_redis(report, env, permit, copy, ReplicationTopology(own="127.0.0.1:6379"), read_live(env.redis))
     assert report.status is Status.CRITICAL
     assert "loaded 0 keys at its start" in report.sentence()
     assert "undo-restore-redis with kept=data.superseded_" in report.sentence()

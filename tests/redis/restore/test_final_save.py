@@ -12,6 +12,10 @@ from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.restore.undo import undo_restore_redis
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.redis.persistence.state import ask
+from tasks.redis.restore.final_save import has_whole_aof
+from tasks.redis.server import live_directory
 from tests.fixtures.reports import finding
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill
@@ -72,16 +76,19 @@ def test_writes_since_the_restore_survive_the_undo(rig: Rig) -> None:
     assert len(rig.client().keys("since:*")) == 7
 
 
-@pytest.mark.parametrize("rig", [False], indirect=True, ids=["rdb"])
-def test_an_undo_after_a_restart_does_not_count_what_it_cannot_know(rig: Rig) -> None:
-    """The counters begin again with the process."""
+@pytest.mark.parametrize("how", ["restart", "reset"])
+def test_an_undo_does_not_count_what_it_cannot_know(rig: Rig, how: str) -> None:
+    """The counters begin again with the process, and with CONFIG RESETSTAT."""
     backed_up(rig)
     rig.client().set("newer", 1)
     restore_redis.fn(NAME, confirm=NAME)
     rig.client().set("since", 1)
-    rig.services.stop("redis")
-    rig.services.start("redis")
-    rig.wait()
+    if how == "reset":
+        rig.client().config_resetstat()
+    else:
+        rig.services.stop("redis")
+        rig.services.start("redis")
+        rig.wait()
     planned = undo_restore_redis.fn(NAME)
     assert "writes of Redis of the last" in planned.sentence(), planned.sentence()
     assert "write)" not in planned.sentence()
@@ -119,3 +126,21 @@ def test_data_whose_directory_was_deleted_is_kept_as_a_backup(rig: Rig, restore:
     assert kept in " ".join(value for name, value in report.facts.items() if name.startswith("undo"))
     assert restore_redis.fn(NAME, backup=kept, confirm=NAME).status in (Status.OK, Status.WARN)
     assert rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
+def test_an_aof_that_was_just_switched_on_is_not_whole(rig: Rig) -> None:
+    """Its first rewrite runs, and the files are those of the time before it was switched off."""
+    block = rig.environment.redis
+
+    def is_whole() -> bool:
+        return has_whole_aof(ask(block), live_directory(block))
+
+    rig.client().set("old", 1)
+    assert is_whole()
+    rig.client().config_set("appendonly", "no")
+    rig.client().set("newer", 1)
+    rig.client().config_set("rdb-key-save-delay", 1_000_000)
+    rig.client().config_set("appendonly", "yes")
+    assert not is_whole()
+    rig.client().config_set("rdb-key-save-delay", 0)
+    until(is_whole, what="the end of the rewrite", seconds=60)

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from flows.recovery.full_restore import full_restore
-from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.persistence import backup_redis, check_redis_persistence, restore_redis
 from flows.redis.restore.reattach import reattach_redis
 from flows.redis.restore.undo import undo_restore_redis
 from lab.processes import write
@@ -191,7 +191,7 @@ def test_the_replica_of_a_restarted_master_has_its_data(watched: Watched) -> Non
         return watched.streams() and stream_of(watched.replica.client()) == stream_of(rig.client())
 
     until(restarted_unnoticed, what="a restart that no Sentinel has noticed", seconds=120)
-    found = find_survivors(env.redis, read_topology(env.redis, env.reports_directory), rig.store)
+    found = find_survivors(env.redis, read_topology(env.redis, env.reports_directory), rig.store, env.reports_directory)
     assert [(copy.name, copy.problem) for copy in found.copies][:1] == [(f"replica {watched.replica.address}", "")]
 
 
@@ -503,6 +503,9 @@ def test_a_replica_that_cannot_log_in_keeps_nobody_from_redis(watched: Watched) 
     told = finding(report, "not reattached")
     assert told.hint.startswith(f"{replica.address} is not in sync with {watched.own}: {watched.own} refuses its login")
     assert setting(replica.client(), "replica-priority") == "0"
+    assert "detached by a restore" in finding(check_redis_persistence.fn(NAME), f"replica {replica.address}").value
+    served = full_restore.fn(NAME)
+    assert served.outcome.startswith("nothing to restore"), "the master serves, though the replica is not attached"
     assert reattach_redis.fn(NAME, confirm=NAME).status is Status.WARN, "it still cannot log in"
     replica.client().config_set("masterauth", PASSWORD)
     assert reattach_redis.fn(NAME, confirm=NAME).status is Status.OK

@@ -298,11 +298,10 @@ def test_what_clients_make_after_the_counting_is_spared(filled: RedisServer, mon
 
 @pytest.mark.parametrize("moment", ["redis: counted", "redis: others removed"])
 def test_keys_of_the_backup_that_expire_meanwhile(
-    filled: RedisServer, monkeypatch: pytest.MonkeyPatch, moment: str
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Each is another key that the backup does not have (any more): the run goes on, and ends with the backup's keys."""
-    client, real = filled.client(), prefixes.failpoint
-    client.flushall()
+    client, real = server.client(), prefixes.failpoint
     ends = datetime.now(UTC) + timedelta(seconds=6)
     with client.pipeline() as pipe:
         for number in range(200):

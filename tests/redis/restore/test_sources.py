@@ -14,14 +14,16 @@ import pytest
 
 from flows.recovery.full.choose import choose_others
 from flows.redis.persistence import backup_redis, restore_redis
-from flows.redis.restore import methods
+from flows.redis.restore import methods, survivor
 from runbook.current import use_report
 from runbook.errors import RunbookFailed
 from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.wait import until
+from tasks.recovery_points.following import read_replica_point
 from tasks.redis.position import StreamPosition, keep_position, record_position
 from tasks.redis.restore.copy import RedisCopy
+from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.swap import superseded_redis
 from tests.redis.conftest import Rig
 from tests.redis.data import account
@@ -42,8 +44,9 @@ def test_an_aof_that_was_switched_off_is_older_than_the_rdb_and_than_a_backup(ri
     fill(rig, "new", 140)
     backup_redis.fn(NAME)
     rig.crash()
-    chosen, _, _ = choice(rig)
-    assert chosen is None or chosen.all_keys == 340, "the RDB of the backup's save, or the backup"
+    chosen, found, _ = choice(rig)
+    assert (found.copies[0].all_keys, found.copies[0].is_aof) == (340, False), "the RDB of the backup's save"
+    assert chosen is None or chosen.all_keys == 340
     (rig.data / "my dump.rdb").unlink()
     chosen, found, _ = choice(rig)
     assert found.copies[0].all_keys == 200
@@ -113,7 +116,7 @@ def test_a_replica_that_hung_has_no_moment(rig: Rig, replica: RedisServer) -> No
     assert chosen.moment is None or chosen.moment.timestamp() < acknowledged, chosen.loss
 
 
-def test_a_replica_that_can_no_longer_synchronize_is_better_than_the_backup(rig: Rig, replica: RedisServer) -> None:
+def lose_directory(rig: Rig, replica: RedisServer) -> None:
     """The master lost its directory and serves again, empty; the replica has a wrong password and keeps its keys."""
     fill(rig, "k", 100)
     in_step(rig, replica)
@@ -124,14 +127,34 @@ def test_a_replica_that_can_no_longer_synchronize_is_better_than_the_backup(rig:
     rig.account.directory(rig.data, 0o700)
     rig.services.start("redis")
     rig.wait()
+
+
+def test_a_replica_that_can_no_longer_synchronize_is_better_than_the_backup(rig: Rig, replica: RedisServer) -> None:
+    lose_directory(rig, replica)
     chosen, _, report = choice(rig)
     assert chosen, report.facts["redis source"]
     assert (chosen.kind, chosen.all_keys) == ("replica", 400)
     planned = restore_redis.fn(NAME)
     assert "redis_source=replica" in planned.sentence()
-    replica.client().config_set("masterauth", PASSWORD)
     restored = restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
     assert rig.client().dbsize() == 400, restored.sentence()
+
+
+def test_a_replica_that_copies_an_empty_master_meanwhile_is_no_source(
+    rig: Rig, replica: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_directory(rig, replica)
+    require = survivor.require_judged
+
+    def required(*given: Any) -> LiveRedis:
+        replica.client().config_set("masterauth", PASSWORD)
+        settles(lambda: replica.client().dbsize() == 0, "the replica of an empty master")
+        return require(*given)
+
+    monkeypatch.setattr(survivor, "require_judged", required)
+    with pytest.raises(RunbookFailed, match="has copied another master since it was judged"):
+        restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
+    assert rig.client().dbsize() == 0
 
 
 @pytest.mark.parametrize("state", ["down", "up"])
@@ -220,7 +243,13 @@ def test_a_check_records_how_far_the_master_is(rig: Rig, replica: RedisServer) -
         choice(rig, backup=False)
     assert "bytes of what the master had written by" in raised.value.report.sentence()
     assert kept
+    point = read_replica_point.work(env)
+    assert point
+    assert (point.at, bool(point.problem)) == (None, True), "no recovery point that nobody knows"
     record_position(env.reports_directory, StreamPosition(kept.replid, 1, before))
+    point = read_replica_point.work(env)
+    assert point
+    assert (point.at, point.exact, point.problem) == (before, False, "")
     chosen, _, _ = choice(rig, backup=False)
     assert chosen
     assert chosen.loss == Loss.at_most_since("Redis", before)

@@ -18,7 +18,7 @@ from prefect.exceptions import TerminationSignal
 from pydantic import SecretStr
 
 from blocks.places import Application
-from blocks.services.service import SupervisorServices
+from blocks.services.supervisor import SupervisorServices
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.application.health import wait_healthy

@@ -17,7 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from blocks.environment import Environment
-from blocks.services.service import DockerServices, SupervisorServices
+from blocks.services.service import DockerServices
+from blocks.services.supervisor import SupervisorServices
 from blocks.services.systemd import SystemdServices
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.permit import Act, Permit

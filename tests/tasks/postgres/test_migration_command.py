@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 
 from blocks.places import Application
 from blocks.postgres.server import Postgres, execute
+from runbook.wait import until
 from tasks.migrations.command import MigrationFailed, run_command
 from tasks.migrations.live import guarding
 from tests.fixtures.servers import PostgresServer
@@ -124,6 +126,35 @@ def test_the_application_goes_on_meanwhile(interview: Postgres, copy: str) -> No
     assert state(interview, interview.database) == [(0, 0, 1, 20)]
     with interview.connect(interview.database, as_application=True) as application:
         execute(application, "CREATE TABLE hobbies (id int)")
+
+
+def test_a_session_of_the_application_that_was_ended_does_not_fail_the_migration(
+    interview: Postgres, copy: str, tmp_path: Path
+) -> None:
+    """With stop_services=at_swap it still runs, and may make a temporary table."""
+    statement = "SELECT pg_sleep(0.3)"
+    with ThreadPoolExecutor(1) as pool:
+        migrating = pool.submit(migrate, interview, copy, tmp_path, "given", "atomic", ADD, statement, RECORD)
+        until(lambda: is_guarded(interview), what="the guard", seconds=30, every_seconds=0.01)
+        with (
+            interview.connect(interview.database, as_application=True) as application,
+            pytest.raises(psycopg.OperationalError, match="terminating connection"),
+        ):
+            execute(application, "CREATE TEMPORARY TABLE basket (id int)")
+        assert "1 session that tried to change it was ended" in migrating.result()
+    assert state(interview, copy) == [(1, 1, 0, 20)]
+
+
+def is_guarded(postgres: Postgres) -> bool:
+    held = "SELECT 1 FROM pg_locks WHERE relation = 'pg_class'::regclass AND mode = 'ShareLock' AND granted"
+    with postgres.connect(postgres.database) as connection:
+        return bool(execute(connection, held))
+
+
+def test_a_program_that_is_not_there_is_named(interview: Postgres, copy: str, tmp_path: Path) -> None:
+    application = Application(migrate_command=["no-such-tool", "up"])
+    with pytest.raises(MigrationFailed, match=f"no-such-tool.*; {interview.database} is unchanged"):
+        run_command(permit_for(interview), interview, application, copy, tmp_path)
 
 
 def test_a_database_that_does_not_exist_needs_no_guard(interview: Postgres) -> None:

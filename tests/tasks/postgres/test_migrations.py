@@ -16,7 +16,7 @@ from tasks.migrations import locks
 from tasks.migrations.alembic import read_revision, upgrade
 from tasks.migrations.columns import count_filled
 from tasks.migrations.locks import HeldTableLock, table_sizes
-from tasks.migrations.rehearsal import Loss, RehearsedState, differences, losses, read_live_schema
+from tasks.migrations.rehearsal import MigrationLoss, RehearsedState, differences, losses, read_live_schema
 from tasks.migrations.scripts import MigrationHeads, Script, read_heads
 from tasks.postgres.content.definitions import read_definitions
 from tests.fixtures.servers import ROLE_PASSWORD, PostgresServer
@@ -355,9 +355,13 @@ def test_how_two_states_differ() -> None:
     assert "differs" in differences({key: table}, {key: table.replace("text", "varchar")})[0]
     before = RehearsedState({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
     after = RehearsedState({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
-    assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",))), "c is d now"
+    assert losses(before, after) == (
+        MigrationLoss("u", 3, dropped=True),
+        MigrationLoss("v", 1),
+        MigrationLoss("t", 5, ("b",)),
+    ), "c is d now"
     anew = RehearsedState({}, {"t": {"a": "1", "b": "5", "c": "3"}, "u": {"a": "4"}}, before.rows)
-    assert losses(before, anew) == (Loss("t", 5, ("b",)),), "another column took its name"
+    assert losses(before, anew) == (MigrationLoss("t", 5, ("b",)),), "another column took its name"
 
 
 def test_rows_are_counted_in_which_a_column_is_filled(interview: Postgres, postgres_server: PostgresServer) -> None:

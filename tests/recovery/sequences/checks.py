@@ -1,0 +1,199 @@
+"""What holds after every recovery, asked from outside: the client's ledger, SQL and Redis of its own, the supervisor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from runbook.errors import Unreachable
+from runbook.wait import until
+from tests.recovery.sequences import promises
+from tests.recovery.sequences.ledger import PROBE, Content, Ledger, Write, expected
+from tests.recovery.sequences.operator import Ran
+from tests.recovery.sequences.promises import REDIS, Allowance
+from tests.recovery.sequences.stores import DatabaseStore
+from tests.recovery.sequences.world import World
+
+ACKNOWLEDGED_SECONDS = 15
+
+
+class Broken(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The system before a recovery: its services, its branches, its content, and what else a client can see."""
+
+    running: frozenset[str]
+    branches: Mapping[str, list[Write]]
+    content: Mapping[str, Content | None]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    at: float = field(default_factory=time.time)
+
+
+def see(world: World) -> Seen:
+    """Look at everything."""
+    content = {name: ledger.store.read() for name, ledger in world.ledgers.items()}
+    branches = {name: ledger.copy() for name, ledger in world.ledgers.items()}
+    return Seen(frozenset(world.running()), branches, content, dict(world.tokens.get("settings", {})))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recovery made of one part."""
+
+    branch: list[Write]
+    lost: list[Write]
+    problems: list[str]
+    abandoned: list[int] = field(default_factory=list)
+
+
+def compare(ledger: Ledger, branch: Sequence[Write], content: Content | None) -> Found:
+    """The branch as it is in the content, the acknowledged writes that are not there, and differences."""
+    if content is None:
+        return Found(
+            [], [one for one in branch if one.is_acknowledged], [f"{ledger.name} is missing or does not answer"]
+        )
+    if content.attempts is None:
+        return _compare_prefix(ledger, branch, content)
+    present = content.attempts
+    problems = [f"{ledger.name}: attempt {one} was never sent" for one in sorted(present - ledger.known)[:3]]
+    ids = {one.attempt for one in branch}
+    abandoned = sorted((present & ledger.known) - ids)
+    lost = [one for one in branch if one.is_acknowledged and one.attempt not in present]
+    last = max((index for index, one in enumerate(branch) if one.attempt in present), default=-1)
+    before = {one.attempt for one in branch[: last + 1] if one.is_accident}
+    after = {one.attempt for one in branch[last + 1 :] if one.is_accident}
+    variants = [present | before | after, present | before, present]
+    for variant in variants:
+        if expected(branch, variant) == dict(content.rows):
+            return Found([one for one in branch if one.attempt in variant], lost, problems, abandoned)
+    if not abandoned:
+        problems.append(f"{ledger.name}: {_differences(expected(branch, variants[0]), content)}")
+    return Found([one for one in branch if one.attempt in variants[1]], lost, problems, abandoned)
+
+
+def _compare_prefix(ledger: Ledger, branch: Sequence[Write], content: Content) -> Found:
+    """A part without a list of attempts is as it was after one of the writes; the last such one counts."""
+    unsure = {one.key for one in branch if one.outcome == "indeterminate"}
+    rows = {key: attempt for key, attempt in content.rows.items() if key not in unsure}
+    for end in range(len(branch), -1, -1):
+        kept = branch[:end]
+        done = expected(kept, {one.attempt for one in kept})
+        if {key: attempt for key, attempt in done.items() if key not in unsure} == rows:
+            lost = [one for one in branch[end:] if one.is_acknowledged]
+            return Found(list(kept), lost, [])
+    done = expected(branch, {one.attempt for one in branch})
+    return Found(list(branch), [], [f"{ledger.name} is as it never was: {_differences(done, content)}"])
+
+
+def _differences(wanted: Mapping[int, int], content: Content) -> str:
+    keys = sorted(key for key in {*wanted, *content.rows} if wanted.get(key) != content.rows.get(key))
+    shown = ", ".join(f"key {key}: {content.rows.get(key)}, not {wanted.get(key)}" for key in keys[:4])
+    return f"{len(keys)} keys differ ({shown})"
+
+
+def check_losses(lost: Mapping[str, Sequence[Write]], plan: Ran | None, ran: Ran) -> list[str]:
+    """Compare what is lost, by part, with what the plan and the report said. A commit may concern any database, so those
+    are compared together; what was written after the plan is the report's alone."""
+    problems = list[str]()
+    said = promises.of_report(ran)
+    planned = promises.of_plan(plan) if plan else None
+    for parts in (tuple(name for name in lost if name != REDIS), (REDIS,)):
+        gone = [one for part in parts for one in lost.get(part, ())]
+        if not gone:
+            continue
+        name = "/".join(parts)
+        if why := _widest(said, parts).refuses(gone):
+            problems.append(f"{name}: the report says less than was lost: {why} ({ran.facts.get('lost', ran.effect)})")
+        if planned is not None and plan:
+            early = [one for one in gone if one.answered <= plan.started]
+            if why := _widest(planned, parts).refuses(early):
+                problems.append(f"{name}: the confirmed plan says less than was lost: {why} ({plan.effect})")
+    return problems
+
+
+def _widest(allowances: Sequence[Allowance], parts: Sequence[str]) -> Allowance:
+    each = [promises.widest(allowances, part) for part in parts]
+    return max(each, key=lambda one: (bool(one.unknown), one.since is not None, one.count or 0))
+
+
+def check_system(world: World, seen: Seen, ran: Ran) -> list[str]:
+    """One server takes writes, commits return, services run again, settings are as they were."""
+    problems = list[str]()
+    writable = [role for role in world.roles if world.takes_writes(role)]
+    if len(writable) != 1:
+        problems.append(f"{len(writable)} servers take writes: {', '.join(writable) or 'none'}")
+    # A server that has to be rebuilt is named, and stays stopped.
+    waiting = {role for role in ("standby", "postgres") if role not in writable and "standby" in ran.text}
+    waiting |= set() if writable else {"receiver"}  # it ends where nothing answers
+    if missing := seen.running - world.running() - waiting:
+        problems.append(f"stopped, although they ran before: {', '.join(sorted(missing))}")
+    if not writable:
+        return problems
+    problems += _check_commits(world)
+    for name, value in seen.settings.items():
+        ((now,),) = world.sql(f"SELECT current_setting('{name}')")
+        if now != value and name not in ran.text and "ALTER SYSTEM" not in ran.text:
+            problems.append(f"the setting {name} went from {value} to {now} without a word")
+    invalid = world.sql("SELECT datname FROM pg_database WHERE datconnlimit = -2")
+    problems += [f"the database {name} is invalid" for (name,) in invalid]
+    for (name,) in world.sql("SELECT gid FROM pg_prepared_xacts"):
+        if name not in world.tokens.get("prepared", {}) and "prepared" not in ran.text:
+            problems.append(f"the prepared transaction {name}, which had ended, is there again")
+    return problems
+
+
+def _check_commits(world: World) -> list[str]:
+    """A write of each database is acknowledged within seconds. (Where a table is missing, that is another problem.)"""
+    problems = list[str]()
+    for name, ledger in world.ledgers.items():
+        if ledger.store.read() is None:
+            continue
+        if isinstance(ledger.store, DatabaseStore):
+            ledger.store.close()
+        began = time.monotonic()
+        try:
+            until(
+                lambda ledger=ledger: _acknowledged(ledger), what=name, seconds=ACKNOWLEDGED_SECONDS, every_seconds=0.1
+            )  # type: ignore[misc]
+        except Unreachable:
+            problems.append(f"{name}: no write is acknowledged within {time.monotonic() - began:.0f} s")
+    return problems
+
+
+def _acknowledged(ledger: Ledger) -> bool:
+    write = ledger.note(PROBE, deletes=True)
+    write.outcome = ledger.store.send(write)
+    write.answered = time.time()
+    if write.outcome == "refused":
+        ledger.writes.remove(write)
+    return write.outcome == "acknowledged"
+
+
+def check_untouched(world: World, seen: Seen, ran: Ran) -> list[str]:
+    """A run that refused left everything as it was: content, services."""
+    problems = list[str]()
+    for name, ledger in world.ledgers.items():
+        if seen.content[name] is None:
+            continue
+        found = compare(ledger, ledger.copy(), ledger.store.read())
+        if found.problems or found.lost or found.abandoned:
+            lost = f"{len(found.lost)} acknowledged writes missing" if found.lost else ""
+            problems.append(f"refused, and yet {name} changed: {'; '.join([*found.problems, lost])}")
+    alone = {"receiver"} if not any(map(world.takes_writes, world.roles)) else set()
+    try:
+        until(lambda: not seen.running - world.running() - alone, what="services", seconds=10, every_seconds=0.1)
+    except Unreachable:
+        missing = sorted(seen.running - world.running() - alone)
+        problems.append(f"refused, and left stopped: {', '.join(missing)}")
+    return problems
+
+
+def sessions_end(world: World) -> None:
+    """Every client connects again: the server behind the address may be another one."""
+    for ledger in world.ledgers.values():
+        if isinstance(ledger.store, DatabaseStore):
+            ledger.store.close()

@@ -1,0 +1,339 @@
+"""The small system that random sequences happen to: PostgreSQL with a receiver and an archive of WAL, a standby, a
+second database, Redis with AOF; under a supervisord, with a backup of each kind. Each round begins from a cold copy.
+
+    with running_world(Variant()) as world:
+        world.reset()
+        world.database.write(chance)
+        ran = world.launch("full-restore", confirm=NAME)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import xmlrpc.client
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import psycopg
+import redis
+
+from lab.processes import run, write
+from lab.servers import postgres, replication
+from lab.servers.postgres import DATABASE, ROLE
+from lab.servers.supervision import Program
+from runbook.errors import Unreachable
+from runbook.wait import until
+from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
+from tests.fixtures.postgres.templates import Template
+from tests.recovery.sequences import operator
+from tests.recovery.sequences.ledger import Ledger, Write
+from tests.recovery.sequences.operator import Ran
+from tests.recovery.sequences.stores import TABLES, DatabaseStore, RedisStore, given_up_after
+
+OTHER, UNRELATED = "other_db", "unrelated"
+FIRST_WRITES = 40
+LASTING = ("var", "supervisord.conf", "supervisord.pid")
+SERVICES = {**PROGRAMS, "redis": "redis"}
+SETTINGS = ("max_prepared_transactions = 5", "fsync = off", "full_page_writes = on")
+REDIS = """
+[redis]
+port = {port}
+password_env = "PAIR_REDIS_PASSWORD"
+data_directory = "{data}"
+config_file = "{conf}"
+server_program = "{program}"
+os_user = "{user}"
+"""
+REDIS_CONF = """\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir "{data}"
+appendonly yes
+appendfsync everysec
+save 900 1
+"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which system. `owner`: of the application's database."""
+
+    standby: bool = True
+    other: bool = False
+    owner: str = ROLE
+
+    @property
+    def name(self) -> str:
+        """For a round's line."""
+        return "+".join(
+            ["pg", *["standby"] * self.standby, *["other"] * self.other, *["owner:postgres"] * (self.owner != ROLE)]
+        )
+
+
+class SmallSystem(Cluster):
+    """The fixture's cluster with a Redis, and a TOML that describes what the variant has."""
+
+    def __init__(self, template: Template, variant: Variant) -> None:
+        self.variant = variant
+        super().__init__(template, settings=SETTINGS)
+
+    def _configure(self) -> None:
+        self.redis_conf = self.layout.valkey_conf
+        user = self.account.name if self.account.is_other else ""
+        argv = (self.binaries.redis, self.redis_conf)
+        self._programs = [Program("redis", argv, self.layout.redis_data.parent, user=user)]
+        self.account.directory(self.layout.redis_data.parent, 0o755)
+        self.account.directory(self.layout.redis_data, 0o750)
+        super()._configure()
+        text = REDIS_CONF.format(
+            port=self.state.ports.redis, password=self.state.passwords.redis, data=self.layout.redis_data
+        )
+        write(self.redis_conf, text, 0o600, self.account)
+
+    def _describe(self) -> None:
+        super()._describe()
+        shutil.rmtree(self.root / "opt")
+        toml = self.root / "pair.toml"
+        sections = toml.read_text().split("\n[")
+        left_out = ["application]", "logs]", *["standby]"] * (not self.variant.standby)]
+        text = "\n[".join(one for one in sections if not one.startswith(tuple(left_out)))
+        if not self.variant.standby:
+            text = text.replace('name = "standby"\nslot = "standby"\n', "").replace(
+                'standby = "postgresql-standby"\n', ""
+            )
+        toml.write_text(
+            text
+            + REDIS.format(
+                port=self.state.ports.redis,
+                data=self.layout.redis_data,
+                conf=self.redis_conf,
+                program=self.binaries.redis,
+                user=self.account.name,
+            )
+        )
+
+
+@dataclass
+class World:
+    """The system with its clients. `tokens`: what a step remembers for a later one. `by_form`: how often a plan is
+    confirmed by its own form, and not by typing the command again. `tolerated`: known problems."""
+
+    system: SmallSystem
+    variant: Variant
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)
+    by_form: float = 0.5
+    verbose: bool = False
+    tolerated: re.Pattern[str] | None = None
+    _first: dict[str, tuple[list[Write], int]] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """Everything of it."""
+        return self.system.root
+
+    @property
+    def cold(self) -> Path:
+        """The copy from which each round begins."""
+        return self.system.layout.base / "cold"
+
+    @property
+    def database(self) -> Ledger:
+        """The application's database."""
+        return self.ledgers[DATABASE]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What an operator's shell has: there is no Prefect server."""
+        own = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_API")}
+        return {
+            **own,
+            **self.system.variables,
+            "PAIR_REDIS_PASSWORD": self.system.state.passwords.redis,
+            "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        }
+
+    def launch(self, flow: str, **parameters: Any) -> Ran:
+        """One run of a runbook."""
+        ran = operator.launch(flow, self.variables, {"environment": NAME, **parameters})
+        if self.verbose:
+            print(f"--- {flow} {parameters}\n{ran.text}\n", flush=True)
+        return ran
+
+    # What a client reaches
+
+    def address(self, database: str, *, admin: bool = False) -> str:
+        """Of whichever server takes writes, as libpq asks both."""
+        state = self.system.state
+        ports = [self.system.node(role).port for role in self.roles]
+        hosts = ",".join("127.0.0.1" for _ in ports)
+        user, password = (postgres.ADMIN, state.passwords.postgres_admin) if admin else (ROLE, state.passwords.postgres)
+        where = f"host={hosts}&port={','.join(map(str, ports))}&target_session_attrs=read-write"
+        return f"postgresql://{user}:{quote(password)}@/{database}?{where}"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The database servers."""
+        return ("postgres", "standby") if self.variant.standby else ("postgres",)
+
+    def redis(self) -> redis.Redis:
+        """A client of Redis."""
+        state = self.system.state
+        return redis.Redis(
+            port=state.ports.redis, password=state.passwords.redis, socket_timeout=10, socket_connect_timeout=5
+        )
+
+    def sql(self, statement: str, database: str = "postgres") -> list[Any]:
+        """As administrator, on whichever server takes writes."""
+        with psycopg.connect(self.address(database, admin=True), autocommit=True, connect_timeout=10) as session:
+            session.execute("SET lock_timeout = '2s'")  # a prepared transaction holds its locks
+            with given_up_after(session, 20):
+                cursor = session.execute(statement.encode())
+                while cursor.nextset():
+                    pass
+                return cursor.fetchall() if cursor.description else []
+
+    def takes_writes(self, role: str) -> bool:
+        """Whether a server is up and no standby."""
+        try:
+            return not self.system.is_standby(role)
+        except psycopg.Error:
+            return False
+
+    @property
+    def primary(self) -> str:
+        """The role of the server that takes writes; the configured one where none does."""
+        return next((role for role in self.roles if self.takes_writes(role)), "postgres")
+
+    def running(self) -> set[str]:
+        """The services that run."""
+        found = self.system.supervisor.services()
+        known = {role: name for role, name in SERVICES.items() if self.variant.standby or role != "standby"}
+        return {role for role, name in known.items() if found[name].running or found[name].state == "STARTING"}
+
+    # Its life
+
+    def create(self) -> None:
+        """Fill it, back up everything, and keep a cold copy."""
+        system = self.system
+        self._start()
+        replication.accept(system.node("postgres"), system.state, replication.STANDBY_SLOT, replication.RECEIVER_SLOT)
+        system.start("receiver", *["standby"] * self.variant.standby)
+        if not self.variant.standby:
+            system.sql("postgres", f"SELECT pg_drop_replication_slot('{replication.STANDBY_SLOT}')")
+        names = [DATABASE]
+        if self.variant.other:
+            self.sql(f"CREATE DATABASE {OTHER} OWNER {ROLE}")
+            names.append(OTHER)
+        if self.variant.owner != ROLE:
+            self.sql(f"ALTER DATABASE {DATABASE} OWNER TO {self.variant.owner}")
+            self.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}; GRANT ALL ON DATABASE {DATABASE} TO {ROLE}", DATABASE)
+        self.ledgers = {
+            name: Ledger(DatabaseStore(name, lambda name=name: self.address(name)))  # type: ignore[misc]
+            for name in names
+        }
+        self.ledgers["Redis"] = Ledger(RedisStore("Redis", self.redis))
+        for name in names:
+            self.sql(f"SET ROLE {ROLE}; {TABLES}", name)
+        self.sql(f"SET ROLE {ROLE}; CREATE TABLE {UNRELATED} AS SELECT generate_series(1, 100) AS id", DATABASE)
+        chance = random.Random(0)
+        for ledger in self.ledgers.values():
+            for _ in range(FIRST_WRITES):
+                assert ledger.write(chance) == "acknowledged"
+        for flow in ("backup-database", "backup-redis", "backup-cluster"):
+            ran = self.launch(flow)
+            assert ran.is_done, f"{flow}: {ran.text}\n{ran.output}"
+        self._stop()
+        self.cold.mkdir()
+        for path in self._changing():
+            run(["cp", "-a", path, self.cold / path.name])
+        self._first = {name: (ledger.copy(), ledger.next_attempt) for name, ledger in self.ledgers.items()}
+
+    def reset(self) -> None:
+        """Begin a round: everything as it was when the cold copy was taken, and running."""
+        self._kill()
+        for path in self._changing():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in self.cold.iterdir():
+            run(["cp", "-a", path, self.root / path.name])
+        for name, (writes, number) in self._first.items():
+            ledger = self.ledgers[name]
+            ledger.restart(writes)
+            ledger.known = {one.attempt for one in writes}
+            ledger.next_attempt = number
+        self.tokens.clear()
+        self._start()
+        self.system.start("receiver", *["standby"] * self.variant.standby)
+        until(self._streams, what="the streams of the first server", seconds=60, every_seconds=0.05)
+
+    def _streams(self) -> bool:
+        wanted = {"receiver", *["standby"] * self.variant.standby}
+        return self.system.streaming() >= wanted
+
+    def _start(self) -> None:
+        self.system.supervisor.start("redis")
+        self.system.start("postgres")
+        until(self._redis_answers, what="Redis", seconds=60, every_seconds=0.05)
+
+    def _redis_answers(self) -> bool:
+        try:
+            return bool(self.redis().ping())
+        except redis.RedisError as error:
+            raise Unreachable(str(error)) from None
+
+    def _stop(self) -> None:
+        self._close()
+        self.system.stop("standby", "postgres", "receiver")
+        self.system.supervisor.stop("redis")
+
+    def _close(self) -> None:
+        for ledger in self.ledgers.values():
+            if isinstance(ledger.store, DatabaseStore):
+                ledger.store.close()
+
+    def _kill(self) -> None:
+        """What runs is of no further use."""
+        self._close()
+        supervisor = self.system.supervisor
+        for name in SERVICES.values():
+            with contextlib.suppress(xmlrpc.client.Fault):  # it is stopped already
+                supervisor._call("stopProcess", name, False)
+
+        def is_over() -> bool:
+            left = [process for process in self.system.processes() if process.pid != supervisor.pid()]
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+            return not left and all(
+                one.state in ("STOPPED", "EXITED", "FATAL") for one in supervisor.services().values()
+            )
+
+        until(is_over, what="the end of the servers", seconds=60, every_seconds=0.03)
+
+    def _changing(self) -> list[Path]:
+        return [path for path in self.root.iterdir() if path.name not in LASTING]
+
+
+@contextlib.contextmanager
+def running_world(variant: Variant) -> Iterator[World]:
+    """A system of that kind; ended and removed when the block is left."""
+    template = Template.made()
+    system = SmallSystem(template, variant)
+    try:
+        system.launch()
+        world = World(system, variant)
+        world.create()
+        yield world
+    finally:
+        system.remove()
+        template.remove()
