@@ -85,7 +85,8 @@ class SmallSystem(Cluster):
 
     def __init__(self, template: Template, variant: Variant) -> None:
         self.variant = variant
-        super().__init__(template, settings=SETTINGS)
+        alone = () if variant.standby else ("synchronous_standby_names = 'receiver'",)
+        super().__init__(template, settings=(*SETTINGS, *alone))
 
     def _configure(self) -> None:
         self.redis_conf = self.layout.valkey_conf
