@@ -103,7 +103,7 @@ def judge_drops(report: Report, backup: Backup, *, most: int = MOST_COMPARED) ->
     if not rows_of(backup) or any(finding.name == name for finding in report.findings):  # of an earlier attempt
         return
     for drop in drops(catalogue.before(backup, most), backup, report.limit(metrics.BACKUP_SHRUNK)[0])[:1]:
-        at, lost = drop.backup.manifest.taken, Loss.everything_since("", drop.backup.manifest.taken)
+        at, lost = drop.backup.manifest.taken, Loss.everything_since("the data", drop.backup.manifest.taken)
         report.warn(
             name,
             f"if those rows were deleted by mistake, restore {drop.backup.name} instead; {lost.text} then",

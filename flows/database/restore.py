@@ -385,7 +385,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         since = read_writes(env.postgres, name) - old.writes
         loss = Loss.not_known(name, "the rows that were written since the swap were not counted")
         if old.writes >= 0 and since >= 0:
-            loss = Loss(name, since, "written row", as_of=clock.now())
+            loss = Loss(name, since, "row", as_of=clock.now())
         report.fact("written since the swap, missing in the old database", loss.text)
         report.plan(
             "swap back",

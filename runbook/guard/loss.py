@@ -23,7 +23,7 @@ class Loss:
     of them were written after the plan. `at_most`: not all of the writes after `since` need be lost.
     """
 
-    part: str = ""
+    part: str = "the data"
     count: int | None = 0
     unit: str = "commit"
     since: datetime | None = None
@@ -58,36 +58,43 @@ class Loss:
     @property
     def text(self) -> str:
         """The loss as a clause."""
-        of = f" of {self.part}" if self.part else ""
         if self.unknown:
-            return f"the loss{of} is unknown, because {self.unknown}"
+            return f"the loss of {self.part} is unknown, because {self.unknown}"
         if self.since is not None:
             age = rounded(max((clock.now() - self.since).total_seconds(), 0))
-            number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
-            most = "at most the " if self.at_most else ""
-            return f"{most}writes{of} of the last {age} are lost{number}"
+            if self.at_most:
+                return f"at most the writes of {self.part} of the last {age} are lost"
+            if self.count is not None:
+                return f"writes of {self.part} of the last {age} are lost: {counted(self.count, self.unit)}"
+            return f"writes of {self.part} of the last {age} are lost"
         if not self.count and self.as_of is None:
-            return f"nothing{of} is lost"
-        known = f"{counted(self.count or 0, self.unit)}{of} {'is' if self.count == 1 else 'are'} lost{self._span}"
-        return f"{known} as of {clock.text(self.as_of)}; later writes are added" if self.as_of else known
+            return f"nothing of {self.part} is lost"
+        return (
+            f"{self._counted} as of {clock.text(self.as_of)}; later writes are added" if self.as_of else self._counted
+        )
 
     @property
     def detail(self) -> str:
         """The loss as a clause of a report that says when: `every write of app_db after 2026-11-29 01:14:51 +09:00`."""
         if self.unknown or self.since is None:
             return self.text
-        of = f" of {self.part}" if self.part else ""
-        number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
         if self.at_most:
-            return f"at most the writes{of} after {clock.text(self.since)} are lost{number}"
-        return f"every write{of} after {clock.text(self.since)} is lost{number}"
+            return f"at most the writes of {self.part} after {clock.text(self.since)} are lost"
+        if self.count is not None:
+            number = counted(self.count, self.unit)
+            return f"every write of {self.part} after {clock.text(self.since)} is lost: {number}"
+        return f"every write of {self.part} after {clock.text(self.since)} is lost"
 
     @property
-    def _span(self) -> str:
+    def _counted(self) -> str:
+        number, s = counted(self.count or 0, self.unit), "is" if self.count == 1 else "are"
         if not (self.first and self.last):
-            return ""
-        detail = ", ".join(f"{name} {number:,}" for name, number in self.by.items()) if len(self.by) > 1 else ""
-        return f" ({clock.text(self.first)} to {clock.text(self.last)}{'; ' + detail if detail else ''})"
+            return f"{number} of {self.part} {s} lost"
+        first, last = clock.text(self.first), clock.text(self.last)
+        if len(self.by) < 2:
+            return f"{number} of {self.part} {s} lost ({first} to {last})"
+        databases = ", ".join(f"{name} {times:,}" for name, times in self.by.items())
+        return f"{number} of {self.part} {s} lost ({first} to {last}; {databases})"
 
     def as_json(self) -> dict[str, object]:
         """The loss in a JSON report. `count` null: not counted."""

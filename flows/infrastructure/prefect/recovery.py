@@ -212,10 +212,11 @@ def services_stopped(report: Report, env: Environment, found: ServiceStates, liv
         raise
     except BaseException:
         again = start_again(report, manager, [role for role in server.roles if found.running.get(role)])
-        report.state_is(
-            f"Prefect's database was not replaced; its services {'run' if again else 'do not all run'} again",
-            "run this again" if again else "start them by hand, then run this again",
-        )
+        if again:
+            report.state_is("Prefect's database was not replaced; its services run again", "run this again")
+        else:
+            what = "Prefect's database was not replaced; its services do not all run again"
+            report.state_is(what, "start them by hand, then run this again")
         raise
 
 

@@ -52,7 +52,9 @@ def require_judged(block: Redis, judged: LiveRedis) -> LiveRedis:
     """
     now = _read(block)
     if now.run_id and now.run_id != judged.run_id:
-        what = "has restarted since this run judged it" if judged.run_id else "answers; it was down when judged"
+        what = (
+            "has restarted since this run judged it" if judged.run_id else "answers, although it was down when judged"
+        )
     elif not judged.run_id and now.written != judged.written:
         when = f"at {clock.text(now.written)}" if now.written else "or lost its files"
         what = f"was down when judged, and has written data since, {when}"

@@ -25,7 +25,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> None:
     ("loss", "text"),
     [
         (Loss("app"), "nothing of app is lost"),
-        (Loss(), "nothing is lost"),
+        (Loss(), "nothing of the data is lost"),
         (Loss("app", 1, first=THEN, last=THEN), "1 commit of app is lost (2026-11-29 01:59:10 +09:00 to "),
         (Loss("app", 3, by={"app": 2, "other": 1}, first=THEN, last=NOW), "; app 2, other 1)"),
         (
