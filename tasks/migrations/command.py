@@ -69,8 +69,10 @@ def run_command(
         message = without(f"the migration command failed: {failed.message}", [postgres.password.get_secret_value()])
         raise MigrationFailed(message + also, "correct the cause, then run this again", said, live)
     if not reached:
-        where = "connected to the live database instead of" if live and live.ended else "did not connect to"
-        raise MigrationFailed(f"the migration command {where} {database}{also}", HINT, said, live)
+        message = f"the migration command did not connect to {database}"
+        if live and live.ended:
+            message = f"the migration command connected to the live database instead of {database}"
+        raise MigrationFailed(message + also, HINT, said, live)
     return MigratedDatabase("", "", done.seconds, said, live.text if live else "")
 
 

@@ -84,8 +84,8 @@ class GuardedDatabase:
         """What is known, as sentences."""
         ended = ""
         if self.ended:
-            verb = "was" if self.ended == 1 else "were"
-            ended = f"; {counted(self.ended, 'session')} that tried to change it {verb} ended"
+            s = "was" if self.ended == 1 else "were"
+            ended = f"; {counted(self.ended, 'session')} that tried to change it {s} ended"
         if self.why:
             return f"whether {self.name} was changed is unknown, because {self.why}{ended}"
         if self.changed:
