@@ -262,7 +262,7 @@ def _judge_counts(report: Report, live: dict[str, int], copies: StagedCopies) ->
     fewer = [
         f"{name}: {live.get(name, 0):,} of {rows:,}" for name, rows in copies.rows.items() if live.get(name, 0) < rows
     ]
-    report.require(
+    report.prefer(
         "rows live",
         not fewer,
         "find out who deletes rows: the copy had all of them at the swap",
