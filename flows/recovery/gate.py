@@ -42,7 +42,7 @@ from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.supply import read_supply
 from tasks.wal.reading.waldump import Commit
 
-FENCED = "fenced-server.json"
+FENCED = "records/fenced-server.json"
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,13 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
     return path, content
 
 
-_REPORT = re.compile(r"\d{8}T\d{6}Z-.+\.json")
+RECORD = "recoverability.json"
+"""What the recovery board is made from: beside the reports, and none of them."""
 
 
 def reports_in(directory: Path) -> list[Path]:
-    """The files in `directory` that should be reports of a chain, oldest first. Records of runs are beside them."""
-    return sorted(path for path in directory.glob("*.json") if _REPORT.fullmatch(path.name))
+    """The files in `directory` that should be reports of a chain, oldest first."""
+    return sorted(set(directory.glob("*.json")) - {directory / RECORD})
 
 
 def verify_chain(directory: Path) -> list[str]:

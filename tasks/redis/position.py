@@ -18,7 +18,7 @@ from runbook.kinds import action
 from tasks.redis.failover.group import GroupMember, read_last_seen, read_member
 from tasks.redis.sentinels import ask_sentinels, find_master
 
-RECORD = "redis-positions.json"
+RECORD = "records/redis-positions.json"  # beside the reports, and none of them
 MOST_STREAMS = 5
 POSITION = "replication"
 """Of a backup's manifest: the master's position at its end."""

@@ -20,7 +20,7 @@ from tasks.redis.server import live_directory, read_progress
 
 UNDO = "put Redis data back"
 RECORD = "redis-undo.json"
-STARTED = "redis-started.json"
+STARTED = "records/redis-started.json"
 
 
 @dataclass(frozen=True)

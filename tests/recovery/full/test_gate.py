@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from blocks.environment import Environment
 from flows.application.files import backup_files
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
@@ -15,6 +16,7 @@ from flows.recovery.full import cluster as cluster_restore
 from flows.recovery.full_restore import full_restore
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
+from runbook.files import chain
 from runbook.report import Report
 from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
 
@@ -30,7 +32,10 @@ def backed_up(cluster: Cluster) -> Cluster:
 
 
 def restored(**parameters: object) -> Report:
-    return full_restore.fn(NAME, confirm=NAME, **parameters)  # type: ignore[arg-type]
+    try:
+        return full_restore.fn(NAME, confirm=NAME, **parameters)  # type: ignore[arg-type]
+    finally:  # its records are beside the reports, and none of them
+        assert chain.verify_chain(Environment.find(NAME).reports_directory) == []
 
 
 def test_a_client_that_nobody_described_loses_nothing(backed_up: Cluster) -> None:

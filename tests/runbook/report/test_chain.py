@@ -47,14 +47,6 @@ def test_append_returns_what_it_wrote(tmp_path: Path) -> None:
     assert content["hash"] == chain.hash_of(content)
 
 
-def test_a_record_of_a_run_is_no_report(tmp_path: Path) -> None:
-    """A run notes beside its reports what the next one must know."""
-    (path,) = write(tmp_path, 1)
-    (tmp_path / "redis-positions.json").write_text("{}")
-    assert chain.reports_in(tmp_path) == [path]
-    assert chain.verify_chain(tmp_path) == []
-
-
 def test_an_empty_directory_is_whole(tmp_path: Path) -> None:
     assert chain.verify_chain(tmp_path) == []
 
