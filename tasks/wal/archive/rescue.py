@@ -29,13 +29,22 @@ from tasks.wal.reading.waldump import commits_in
 
 @action(idempotent=True)
 def ship_server_wal(env: Environment, which: Stores) -> Shipped:
-    """Ship the WAL that only `pg_wal` of the server on this host has into one archive.
+    """Ship the WAL that only `pg_wal` of a server on this host has into one archive: the primary's, and the standby's,
+    which may have confirmed a commit alone.
 
     Raises:
         OpsError, Unreachable: the directory or the archive cannot be accessed.
     """
-    directory = Path(env.postgres.data_directory) / "pg_wal"
-    if env.wal.tool == "pgbackrest" or not is_here(env.postgres.host) or not directory.is_dir():
+    nodes = [env.postgres, *([env.standby] if env.has("standby") else [])]
+    here = [node for node in nodes if is_here(node.host)] if env.wal.tool != "pgbackrest" else []
+    done = [
+        _ship_from(env, which, Path(node.data_directory) / "pg_wal", is_primary=node is env.postgres) for node in here
+    ]
+    return Shipped(tuple(name for one in done for name in one.put), tuple(name for one in done for name in one.refused))
+
+
+def _ship_from(env: Environment, which: Stores, directory: Path, *, is_primary: bool) -> Shipped:
+    if not directory.is_dir():
         return Shipped()
     local = find_segments(directory)
     if not local:
@@ -48,7 +57,7 @@ def ship_server_wal(env: Environment, which: Stores) -> Shipped:
     own, followed = local[-1].timeline, branches.in_use()
     if own == followed:
         wanted = _after(local, listing, own)
-    elif own not in listing.timelines and branches.history(own).left_at(followed):
+    elif is_primary and own not in listing.timelines and branches.history(own).left_at(followed):
         wanted = [one for one in local if one.timeline == own]  # it continued there, and no receiver had it
     else:
         wanted = []  # a branch that was left

@@ -18,6 +18,7 @@ from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.files import chain
 from runbook.report import Report
+from runbook.wait import until
 from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
 
 
@@ -186,3 +187,19 @@ def test_another_database_of_a_dead_server_is_restored_to_the_end_of_its_wal_too
     assert report.facts["other databases restored too"] == "other, to the end of the WAL"
     assert report.losses["grc_db"].is_none, report.losses
     assert backed_up.sql("postgres", "SELECT id FROM orders", database="other") == [(7,)]
+
+
+def test_a_commit_that_only_the_standby_confirmed_is_restored(backed_up: Cluster) -> None:
+    """The receiver is away, so only the standby has what the client was told; then the data directory is deleted."""
+    with backed_up.writing() as writes:
+        writes.wait(20)
+        backed_up.stop("receiver")
+        until(lambda: "receiver" not in backed_up.streaming(), what="the end of its stream", seconds=120)
+        writes.wait(50)
+        backed_up.crash("postgres")
+        acknowledged = set(writes.acknowledged)
+    shutil.rmtree(backed_up.node("postgres").data)
+    report = restored(method="cluster")
+    assert report.losses["grc_db"].is_none, report.losses
+    found = {number for (number,) in backed_up.sql("postgres", "SELECT id FROM writes")}
+    assert acknowledged - found == set()
