@@ -116,7 +116,7 @@ def judge_shrunk(report: Report, backup: Backup) -> None:
     """Compare the content of a new backup with that of the newest verified one (without any: the newest). An error is a
     WARN: the backup itself is good."""
     try:
-        before = catalogue.earlier(backup, proven=True) or catalogue.earlier(backup)
+        before = catalogue.earlier_proven_first(backup)
         shrunk = shrunk_tables(before, backup) if before else ()
     except OpsError as error:
         report.warn("content against earlier backups", error.hint, value=f"not compared: {error.message}")

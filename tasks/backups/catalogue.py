@@ -315,16 +315,28 @@ def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:
     Args:
         proven: only those that a restore proved
     """
+    return _last([one for one in _all_earlier(backup) if one.verified or not proven])
+
+
+def earlier_proven_first(backup: Backup) -> Backup | None:
+    """The newest earlier backup that a restore proved; without any, the newest. It lists the store once."""
+    before = _all_earlier(backup)
+    return _last([one for one in before if one.verified] or before)
+
+
+def _last(backups: Sequence[Backup]) -> Backup | None:
+    return max(backups, key=lambda one: one.manifest.taken, default=None)
+
+
+def _all_earlier(backup: Backup) -> list[Backup]:
     manifest = backup.manifest
-    before = [
+    return [
         other
         for other in open_all(backup.store, manifest.kind)[0]
         if other.manifest.environment == manifest.environment
         and other.manifest.taken < manifest.taken
         and not other.failed
-        and (other.verified or not proven)
     ]
-    return max(before, key=lambda other: other.manifest.taken, default=None)
 
 
 def instead_of(backup: Backup) -> str:
