@@ -190,14 +190,14 @@ def measure(env: Environment, fenced: FencedServer, copy: ClusterCopy, planned: 
         return _uncounted(planned, error.message)
     if why := chain.trouble or _unread(env, fenced, chain, max(end, copy.end)):
         return _uncounted(planned, why)
-    return _counted(copy, read, planned.as_of)
+    return replace(_counted(copy, read, planned), read_to=end)
 
 
 def _uncounted(planned: Loss, why: str) -> Loss:
     return planned if planned.since else Loss.not_known(planned.part, why)
 
 
-def _counted(copy: ClusterCopy, read: Sequence[Committed], counted_at: datetime | None) -> Loss:
+def _counted(copy: ClusterCopy, read: Sequence[Committed], planned: Loss) -> Loss:
     lost = [one for one in read if one.xid not in copy.without]
     if copy.databases:
         lost = [one for one in lost if one.may_concern(copy.databases)]
@@ -208,7 +208,7 @@ def _counted(copy: ClusterCopy, read: Sequence[Committed], counted_at: datetime 
         first=times[0] if times else None,
         last=times[-1] if times else None,
         by=count_by_database(lost, copy.names),
-        later=sum(counted_at is not None and at > counted_at for at in times),
+        later=sum(one.lsn > planned.read_to for one in lost),  # not by time: the plan read before it was made
     )
 
 
@@ -256,7 +256,7 @@ class DatabaseGate:
         part = self.copy.part
         try:
             self.read_ahead()
-            self.loss = _counted(self.copy, self._found, _planned(self.report, part).as_of)
+            self.loss = _counted(self.copy, self._found, _planned(self.report, part))
         except OpsError as error:
             self.loss = Loss.not_known(part, error.message)
         require_confirmed(self.report, self.loss)
@@ -382,5 +382,6 @@ def planned_loss(env: Environment, copy: ClusterCopy, given_up: int, *, to_the_e
         why = _unreadable(env, live) if live and is_silent else "" if live else copy.origin.unread
         return Loss.not_known(copy.part, why) if why else Loss(copy.part)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
-    counted = _counted(copy, known, None)
-    return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now())
+    counted = _counted(copy, known, Loss(copy.part))
+    read_to = known[-1].lsn if known else copy.end
+    return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now(), read_to=read_to)

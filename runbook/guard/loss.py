@@ -18,9 +18,9 @@ class Loss:
     """What one part loses.
 
     `part`: its name ("app_db", "Redis", "the files"). `count`: lost `unit`s; None: not counted. `since`: everything
-    written after it is lost. `unknown`: why neither is known. `first`, `last`: the times of the first and the last lost
-    one; `by`: how many, by database. `as_of`: when a plan counted; what is written later is lost too. `later`: how many
-    of them were written after the plan. `at_most`: not all of the writes after `since` need be lost.
+    written after it is lost; `at_most`: not all of that need be. `unknown`: why neither is known. `first`, `last`: the
+    times of the first and the last lost one; `by`: how many, by database. `as_of`: when a plan counted, by the WAL up
+    to the LSN `read_to`; what is written later is lost too. `later`: how many of them were written after the plan.
     """
 
     part: str = "the data"
@@ -32,6 +32,7 @@ class Loss:
     last: datetime | None = None
     by: Mapping[str, int] = field(default_factory=dict)
     as_of: datetime | None = None
+    read_to: int = 0
     later: int = 0
     at_most: bool = False
 

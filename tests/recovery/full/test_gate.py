@@ -203,3 +203,19 @@ def test_a_commit_that_only_the_standby_confirmed_is_restored(backed_up: Cluster
     assert report.losses["grc_db"].is_none, report.losses
     found = {number for (number,) in backed_up.sql("postgres", "SELECT id FROM writes")}
     assert acknowledged - found == set()
+
+
+def test_a_client_that_writes_on_adds_to_the_loss_that_the_plan_counted(backed_up: Cluster) -> None:
+    """Also what it wrote between the plan's reading of WAL and the plan itself."""
+    with backed_up.writing() as writes:
+        writes.wait(20)
+        with backed_up.connect("postgres") as connection, connection.transaction():
+            connection.execute("CREATE TABLE mistake ()")
+            row = connection.execute("SELECT pg_current_xact_id()::xid::text").fetchone()
+        assert row
+        writes.wait(50)
+        report = restore_to_point.fn(NAME, by="before_transaction", target=row[0], confirm=NAME)
+    lost = report.losses["grc_db"].count
+    found = backed_up.sql("postgres", "SELECT id FROM writes")
+    assert lost is not None
+    assert 50 <= len(writes.lost(found)) <= lost
