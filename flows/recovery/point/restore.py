@@ -126,18 +126,19 @@ def restore_to_point(
         found = point_target.find_in_wal(env, origin, wanted, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
-        _plan(report, env, origin, found, by, mode, tables)
+        copy = ClusterCopy(env.postgres.database, origin, stop, found.commits)
+        _plan(report, env, copy, found, by, mode, tables)
         if mode == "swap":
             unlogged.warn_emptied(report, env, stores=source)
         else:
             unlogged.judge_named(report, env, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(*acts, effect=_effect(report, env, _copy(env, origin, found), found, by, mode, tables))
+        permit = report.permit(*acts, effect=_effect(report, env, copy, found, by, mode, tables))
         report.state_is("nothing live was touched", "fix the findings above, then run this again")
         choice.fetch_files(report, origin)
         if mode == "swap":
-            _swap(report, permit, env, origin, instance, found, wanted, source)
+            _swap(report, permit, env, copy, instance, found, wanted, source)
         else:
             build.build(report, env, instance, origin, found.links, root / "wal")
             _copy_back(report, env, origin, instance, stop, tables, found)
@@ -152,8 +153,9 @@ def _require_mode(mode: Mode, tables: list[str]) -> None:
 
 
 def _plan(
-    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, by: By, mode: Mode, tables: list[str]
+    report: Report, env: Environment, copy: ClusterCopy, found: FoundTarget, by: By, mode: Mode, tables: list[str]
 ) -> None:
+    origin = copy.origin
     content, wal = origin.content, len(found.links) * origin.content.segment_bytes
     root, to_the_end = root_for(env.postgres), by == "latest"
     if mode == "swap" and to_the_end:
@@ -172,8 +174,7 @@ def _plan(
         seconds=build.expected_seconds(env, build.REPLAY, wal),
         by=[wait_recovered],
     )
-    assert found.stop
-    build.judge_tablespaces(report, env, origin, found.stop, root / "wal", "swap" if mode == "swap" else "dump")
+    build.judge_tablespaces(report, env, origin, copy.stop, root / "wal", "swap" if mode == "swap" else "dump")
     sides = "the copy has the last transaction before the target, and not the first after it"
     report.plan("prove", sides, by=[read_standing])
     if mode == "swap":
@@ -183,11 +184,6 @@ def _plan(
         report.plan("start services", after, seconds=10, by=[start_services, analyze, *healthy])
     else:
         plan(report, tables)
-
-
-def _copy(env: Environment, origin: PointOrigin, found: FoundTarget) -> ClusterCopy:
-    assert found.stop
-    return ClusterCopy(env.postgres.database, origin, found.stop, found.commits)
 
 
 def _effect(
@@ -215,12 +211,13 @@ def _swap(
     report: Report,
     permit: Permit,
     env: Environment,
-    origin: PointOrigin,
+    copy: ClusterCopy,
     instance: PrivateInstance,
     found: FoundTarget,
     wanted: RecoveryTarget,
     source: Stores,
 ) -> None:
+    origin = copy.origin
     services, wal, fenced = read_cluster_services(report, env), instance.root / "wal", None
     settings = server_state.read_live_settings(env)
     building = build.begin(env, instance, origin)  # while the services stop
@@ -230,8 +227,9 @@ def _swap(
             if (newest := choice.with_newest(origin)) is not origin:
                 origin = newest
                 found = point_target.find_in_wal(env, origin, wanted, wal)
-                point_target.judge_target(report, origin, wanted, found)
-        copy, links = _copy(env, origin, found), len(found.links)
+                stop = point_target.judge_target(report, origin, wanted, found)
+                copy = replace(copy, origin=origin, stop=stop, known=found.commits)
+        links = len(found.links)
         build.build(report, env, instance, origin, found.links, wal, building)
         with running(instance, copy.stop, origin.chain.timeline.number, unsynced=True):
             build.recover(report, instance, origin, links)

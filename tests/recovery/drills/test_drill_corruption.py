@@ -14,6 +14,7 @@ from flows.recovery.drills.drill import SCENARIOS
 from flows.recovery.point import target as point_target
 from flows.recovery.point.restore import restore_to_point
 from runbook.report import Status
+from tasks.cluster.target import Stop
 from tasks.recovery_points.estimate import DurationSample
 from tasks.recovery_points.samples import read_samples
 from tests.fixtures.reports import rows as table
@@ -98,7 +99,8 @@ def test_a_runbook_that_would_take_a_spoiled_archive_makes_the_drill_critical(
     plan = restore_to_point.fn(system.name, by="before_transaction", target=row[0])
     drill = begun(system, NAME, tmp_path)
     drill.note(found=row[0], stops=plan.facts["stops"], **{name: str(value) for name, value in plan.pins.items()})
-    monkeypatch.setattr(point_target, "judge_target", lambda report, origin, target, found: found.stop)
+    taken = Stop(0, False, None, None)
+    monkeypatch.setattr(point_target, "judge_target", lambda report, origin, target, found: found.stop or taken)
     try:
         control.report_results(drill.report, SCENARIOS[NAME].control(drill))
     finally:

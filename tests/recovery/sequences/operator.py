@@ -91,7 +91,7 @@ def main() -> int:
     """Run it, and print its report."""
     from flows.launch import checked, find_flow
     from runbook.errors import OpsError, RunbookFailed
-    from runbook.report import Report, _loss_in_json
+    from runbook.report import Report
 
     faulthandler.register(signal.SIGUSR1)
     made: list[Report] = []
@@ -120,10 +120,10 @@ def main() -> int:
         "" if error else report.status.value,
         report.headline or report.sentence(),
         str(report.effect or ""),
-        lost if isinstance(lost, str | None) else [_loss_in_json(one) for one in lost],
+        lost if isinstance(lost, str | None) else [one.as_json() for one in lost],
         report.pins,
         report.facts,
-        [_loss_in_json(one) for one in report.losses.values()],
+        [one.as_json() for one in report.losses.values()],
         [asdict(one) for one in report.findings],
         report.started.timestamp(),
         report.permitted,
