@@ -68,7 +68,7 @@ class KeptState:
     begun: bool
 
 
-@flow(name=FLOW, flow_run_name=RunName("undo-full-restore {environment} {kept}"))
+@flow(name="undo-full-restore", flow_run_name=RunName("undo-full-restore {environment} {kept}"))
 def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
     """完全リストアの取り消し (§8.2)
 

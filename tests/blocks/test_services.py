@@ -15,8 +15,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from blocks.services import service as services
-from blocks.services.supervisor import SupervisorServices, end_in
+from blocks.services.supervisor import SupervisorServices, _Transport, end_in
 from blocks.services.systemd import SystemdServices
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
@@ -113,10 +112,10 @@ def test_what_crashes_again_and_again_stays_stopped(
     """It crashes when supervisord has the connection and not the request yet: there is nothing to stop, and it is
     started again."""
     supervisor.start("standby")
-    pid, make = supervisor.state("standby").pid, services._Transport.make_connection
+    pid, make = supervisor.state("standby").pid, _Transport.make_connection
     late = list[int]()
 
-    def crashes_meanwhile(self: services._Transport, host: object) -> http.client.HTTPConnection:
+    def crashes_meanwhile(self: _Transport, host: object) -> http.client.HTTPConnection:
         connection = make(self, host)
         if not late:
             late.append(pid)
@@ -124,7 +123,7 @@ def test_what_crashes_again_and_again_stays_stopped(
             until(lambda: not psutil.pid_exists(pid), what="its crash", seconds=120, every_seconds=0.01)
         return connection
 
-    monkeypatch.setattr(services._Transport, "make_connection", crashes_meanwhile)
+    monkeypatch.setattr(_Transport, "make_connection", crashes_meanwhile)
     supervisor.stop("standby")
     assert late == [pid]
     assert supervisor.state("standby").told == "STOPPED"

@@ -74,7 +74,7 @@ def rule_that_the_backup_breaks(stranger: Stranger, patch: pytest.MonkeyPatch) -
 # In words of its own: the cluster's recovery needs more rights than a restore of the dump.
 WORDS = {
     "administrator_without_rights": "rights of the administrator: none",
-    "stopped_server_of_another_version": "start of the stopped server",
+    "stopped_server_of_another_version": "configuration of the server",
 }
 ALL = {**{name: seed for name, seed in test_plan.SEEDS.items() if name not in CREATING}, **SEEDS}
 

@@ -377,7 +377,8 @@ def _regions(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
 def _undos(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
     """What an earlier restore replaced, and kept: as of that restore."""
     undo = partial(_undo, env)
-    for aside in find_kept_clusters(env.postgres)[:1] if is_here(env.postgres.host) else ():
+    here = env.has("postgres") and is_here(env.postgres.host)
+    for aside in find_kept_clusters(env.postgres)[:1] if here else ():
         yield undo("undo-full-restore", "the PostgreSQL cluster of before the restore", aside.name, _changed(aside))
     if reach.written.end:
         with contextlib.suppress(OpsError, psycopg.Error):
