@@ -199,7 +199,8 @@ def _check(
     started = time.monotonic()
     outcome: Outcome = "intact"
     try:
-        execute(connection, "SELECT set_config('statement_timeout', %s, false)", str(max(1, int(left * 1000))))
+        longest = str(math.ceil(left * 1000) + 1)  # not a moment before the time is used up
+        execute(connection, "SELECT set_config('statement_timeout', %s, false)", longest)
         message = _run_amcheck(connection, schema, relation, heapallindexed)
         outcome = "damaged" if message else "intact"
     except psycopg.Error as error:
