@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/amcheck.html
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
