@@ -22,7 +22,7 @@ RUNBOOK = "Full restore"
 PROVEN_GOOD = ("OK", "WARN")
 DATABASE = ("the copy is at the target", "copy equal to the backup")
 """What proves the database: from base backup and WAL, or from the dump."""
-EQUAL = ("Redis copy equal to the backup", "files equal to the backup")
+REDIS, FILES, KEPT_FILES = "Redis copy equal to the backup", "files equal to the backup", "live files intact"
 OPTIONS = "Recovery options for the database"
 MOST_ROWS = 80
 _TABLES = re.compile(
@@ -50,7 +50,8 @@ class Proof:
         if self.report["status"] not in PROVEN_GOOD:
             found.append(f"the report says {self.report['status']}")
         findings = {finding["name"]: finding for finding in self.report["findings"]}
-        for name in (self._proof_of_database(findings), *EQUAL):
+        files = KEPT_FILES if KEPT_FILES in findings else FILES
+        for name in (self._proof_of_database(findings), REDIS, files):
             if name not in findings:
                 found.append(f"the report does not say “{name}”")
             elif findings[name]["status"] != "OK":

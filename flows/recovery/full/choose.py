@@ -338,6 +338,8 @@ def _live_files(
         hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
         report.warn("live files", hint, value="; ".join(found.problems[:3]), expected=f"every entry of {backup.name}")
         return None
+    if not found.problems:
+        report.passed("live files intact", value=f"every entry of {backup.name}", expected="none missing or altered")
     since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
     report.fact(
         BACKUP_OF["files"],
