@@ -101,7 +101,7 @@ def test_an_emptied_database_is_named_by_its_backup_its_plan_and_kept_apart(tria
     assert planned.pins["backup"] == again.facts["backup"]
     assert f"since {full} " in texts(planned)
     assert "public.people: 2,000 → 2 rows" in texts(planned)
-    assert f"restore {full} instead; writes of the last " in texts(planned)
+    assert f"restore {full} instead; writes of the data of the last " in texts(planned)
     assert f"since {full} " in texts(full_restore.fn(NAME))
     assert "since" not in texts(restore_database.fn(NAME, backup=full))
 
