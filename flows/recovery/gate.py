@@ -185,7 +185,7 @@ def measure(env: Environment, fenced: FencedServer, copy: ClusterCopy, planned: 
     `planned`: what the plan said. Where WAL behind the target cannot be read, everything since the target is lost."""
     try:
         chain, begin = _live_chain(fenced, copy)
-        read, end = _read(env, copy, chain, begin)
+        read, end = _read(env, fenced, copy, chain, begin)
     except OpsError as error:
         return _uncounted(planned, error.message)
     if why := chain.trouble or _unread(env, fenced, chain, max(end, copy.end)):
@@ -281,8 +281,11 @@ def _live_chain(fenced: FencedServer, copy: ClusterCopy) -> tuple[Chain, int]:
     return chain_from(listing, live, begin, origin.content.segment_bytes), begin
 
 
-def _read(env: Environment, copy: ClusterCopy, chain: Chain, begin: int) -> tuple[list[Committed], int]:
-    """The commits after `begin`, and the end of the WAL that was read. What was read before is not read again."""
+def _read(
+    env: Environment, fenced: FencedServer, copy: ClusterCopy, chain: Chain, begin: int
+) -> tuple[list[Committed], int]:
+    """The commits after `begin`, and the end of the WAL that was read. What was read before is not read again. The
+    newest segments of a stopped server are read where they are: not every archive takes an unfinished one."""
     known = [one for one in copy.known if one.lsn > begin]
     same = chain.timeline == copy.origin.chain.timeline
     begin = known[-1].lsn if known and same else begin
@@ -292,9 +295,14 @@ def _read(env: Environment, copy: ClusterCopy, chain: Chain, begin: int) -> tupl
         fetched = fetch(copy.origin.archive, copy.origin.content.system, links, Path(place))
         if fetched.damage:
             raise OpsError(fetched.damage)
-        files = [(link.segment, Path(place) / link.segment.name) for link in fetched.links]
-        found += read_committed(env.postgres, files, begin) if files else []
-    return found, chain.end
+        files = {link.segment.number: (link.segment, Path(place) / link.segment.name) for link in fetched.links}
+        newest = max(files, default=begin // copy.origin.content.segment_bytes)
+        for one in _local(fenced.data / "pg_wal") if fenced.data else ():  # in order
+            if one.timeline == chain.timeline.number and newest <= one.segment.number <= newest + 1:
+                newest, files[one.segment.number] = one.segment.number, (one.segment, one.path)
+        found += read_committed(env.postgres, list(files.values()), begin) if files else []
+    local = [segment.end for segment, path in files.values() if path.parent != Path(place)]
+    return found, max([chain.end, *local])
 
 
 def _spool(env: Environment) -> Path:
