@@ -120,7 +120,7 @@ def planned_losses(report: Report) -> tuple[Loss, ...]:
     return report.effect.lost if report.effect and not isinstance(report.effect.lost, str) else ()
 
 
-AGAIN = "run this with an empty confirm: the new plan shows that loss, to be confirmed"
+AGAIN = "run this with an empty confirm, and confirm what the new plan says of the loss"
 
 
 def require_confirmed(report: Report, *losses: Loss, hint: str = AGAIN) -> None:

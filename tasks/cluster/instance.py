@@ -54,6 +54,18 @@ ISOLATED = {
     "shared_preload_libraries": "",
     "listen_addresses": "127.0.0.1",
 }
+ALONE = {
+    **ISOLATED,
+    "archive_command": "",
+    "archive_library": "",
+    "external_pid_file": "",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "log_line_prefix": "%m [%p] ",
+    "lc_messages": "C",
+    "autovacuum": "off",
+}
+"""For a server that has the live one's configuration: nothing leaves it, and its log is one file."""
 
 UNSYNCED = {
     "fsync": "off",

@@ -17,24 +17,13 @@ from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.configuration import live_configuration, main_file, place_configuration
 from tasks.cluster.container import ServerContainer
-from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
+from tasks.cluster.instance import ALONE, PrivateInstance, servers_in
 from tasks.cluster.stopped import last_options, start_error
 from tasks.cluster.trial import START_SECONDS, StartRefused, log_in_files, place_of, reached_at, serving_in_place
 from tasks.cluster.unpack import give
 from tasks.postgres.server.requirements import Requirement, read_preloads
 
 PRELOADED = "shared_preload_libraries"
-_ALONE = {
-    **ISOLATED,
-    "archive_command": "",
-    "archive_library": "",
-    "external_pid_file": "",
-    "logging_collector": "off",
-    "log_destination": "stderr",
-    "log_line_prefix": "%m [%p] ",
-    "lc_messages": "C",
-    "autovacuum": "off",
-}
 _SMALL = {"shared_buffers": "16MB", "huge_pages": "off"}
 """While the live server runs, the host may lack the memory for a second one."""
 
@@ -55,7 +44,7 @@ def rehearse_start(
     if configuration := live_configuration(postgres):
         place_configuration(configuration, instance.data, live, main_file(postgres))
     given = _given(postgres, instance, live, container)
-    settings = {**given, **_ALONE, **place_of(postgres, instance, in_container=container is not None)}
+    settings = {**given, **ALONE, **place_of(postgres, instance, in_container=container is not None)}
     settings |= _SMALL if servers_in(live) else {}
     instance.log.unlink(missing_ok=True)  # of the recovery, which succeeded
     give(instance.root, postgres.os_user)

@@ -29,7 +29,7 @@ from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
 from tasks.cluster.container import ServerContainer, remove_trials, serving_in
-from tasks.cluster.instance import ISOLATED, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
+from tasks.cluster.instance import ALONE, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
 from tasks.cluster.stopped import StoppedServer, config_file, start_error
 from tasks.cluster.unpack import give
 from tasks.host.disk import disk_of
@@ -64,15 +64,7 @@ _OWN_HBA = "local all all {0}\nhost all all all {0}\n"
 _TRUSTING = re.compile(r"^\s*host\w*\s+(?!.*\s(?:127\.0\.0\.1|::1)[/\s]).*\strust\s*$", re.MULTILINE)
 _STARTS = "database system was"
 _SETTINGS = {
-    **ISOLATED,
-    "archive_command": "",
-    "archive_library": "",
-    "external_pid_file": "",
-    "logging_collector": "off",
-    "log_destination": "stderr",
-    "log_line_prefix": "%m [%p] ",
-    "lc_messages": "C",
-    "autovacuum": "off",
+    **ALONE,
     "fsync": "off",
     "full_page_writes": "off",
     "wal_recycle": "off",

@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 import redis
 
+from flows.database.backup import backup_database
+from flows.database.base_backup import backup_cluster
+from flows.redis.persistence import backup_redis
 from lab.processes import MARK, OsAccount, run, write
 from lab.servers.supervision import Program, Supervisor
 from lab.state.base import CHECKOUT
@@ -362,4 +366,15 @@ def running_stranger(programs: Path | None = None, *, alembic: bool = False, wal
         stranger.remove()
 
 
-__all__ = ["MARK", "NAME", "Stranger", "running_stranger"]
+@contextlib.contextmanager
+def backed_up_stranger() -> Iterator[Stranger]:
+    """The system with a receiver of WAL, and a backup of each part."""
+    with running_stranger(wal=True) as stranger, pytest.MonkeyPatch.context() as patch:
+        for name, text in stranger.variables.items():
+            patch.setenv(name, text)
+        for flow in (backup_database, backup_redis, backup_cluster):
+            flow.fn(NAME)
+        yield stranger
+
+
+__all__ = ["MARK", "NAME", "Stranger", "backed_up_stranger", "running_stranger"]

@@ -10,23 +10,15 @@ import psutil
 import psycopg
 import pytest
 
-from flows.database.backup import backup_database
-from flows.database.base_backup import backup_cluster
-from flows.redis.persistence import backup_redis
 from lab.state.base import CHECKOUT
 from runbook.wait import until
 from tests.fixtures import forked
-from tests.stranger.system import ADMIN_PASSWORD, NAME, Stranger, running_stranger
+from tests.stranger.system import ADMIN_PASSWORD, NAME, Stranger, backed_up_stranger
 
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[Stranger]:
-    """With a receiver of WAL, and a backup of each part."""
-    with running_stranger(wal=True) as found, pytest.MonkeyPatch.context() as patch:
-        for name, text in found.variables.items():
-            patch.setenv(name, text)
-        for flow in (backup_database, backup_redis, backup_cluster):
-            flow.fn(NAME)
+    with backed_up_stranger() as found:
         yield found
 
 

@@ -8,15 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from blocks.environment import Environment
-from flows.database.backup import backup_database
-from flows.database.base_backup import backup_cluster
 from flows.recovery.full.login import NOT_JUDGED
-from flows.redis.persistence import backup_redis
 from flows.store import store_for
 from runbook.report import Report, Status
 from tasks.backups.catalogue import LATEST, find_backup, mark_broken, note_of
 from tests.stranger import test_plan
-from tests.stranger.system import NAME, ROLE, Stranger, running_stranger
+from tests.stranger.system import NAME, ROLE, Stranger, backed_up_stranger
 from tests.stranger.test_plan import Found, Seed, critical, down, findings, plan, refused_with
 
 SEEDS: dict[str, tuple[Seed, str]] = {}
@@ -26,12 +23,7 @@ CREATING = ("cluster_gone_and_no_such_user", "cluster_gone_and_no_such_locale")
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[Stranger]:
-    """With a receiver of WAL, and a backup of each part."""
-    with running_stranger(wal=True) as found, pytest.MonkeyPatch.context() as patch:
-        for name, text in found.variables.items():
-            patch.setenv(name, text)
-        for flow in (backup_database, backup_redis, backup_cluster):
-            flow.fn(NAME)
+    with backed_up_stranger() as found:
         yield found
 
 
