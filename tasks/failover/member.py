@@ -243,3 +243,31 @@ def read_configured(postgres: Postgres, name: str) -> str:
         ).stdout.strip()
     except OpsError:
         return ""
+
+
+_ALTERED = re.compile(r"^(\w+) = ", re.MULTILINE)
+_OWN = re.compile(
+    r"primary_\w+|restore_command|recovery_\w+|synchronous_standby_names|cluster_name|port|listen_addresses|"
+    r"archive_(command|cleanup_command|library)|hot_standby\w*|data_directory|\w+_file|unix_socket_directories"
+)
+"""Settings that differ between the servers of a cluster."""
+
+
+@probe
+def find_lost_overrides(old: Postgres, new: Postgres) -> dict[str, tuple[str, str]]:
+    """Find the settings of ALTER SYSTEM that `old` has and `new` has otherwise, in their base units: a standby does not
+    receive them. Empty where the file of `old` cannot be read.
+
+    https://www.postgresql.org/docs/current/sql-altersystem.html
+    """
+    file = Path(old.data_directory, "postgresql.auto.conf")
+    if not is_here(old.host):
+        return {}
+    try:
+        names = [name for name in _ALTERED.findall(file.read_text("utf-8", "replace")) if not _OWN.fullmatch(name)]
+    except OSError:
+        return {}
+    with new.connect() as connection:
+        rows = execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", names)
+    found = {str(name): (read_configured.work(old, name), str(setting)) for name, setting in rows}
+    return {name: values for name, values in found.items() if values[0] != values[1]}

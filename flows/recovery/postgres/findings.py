@@ -7,8 +7,10 @@ from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
 from tasks.failover.fencing import Fencing
+from tasks.failover.member import find_lost_overrides
 from tasks.host.disk import is_here
 from tasks.postgres.replication.status import parse_sync_names
+from tasks.postgres.replication.synchronous import address
 from tasks.wal.format.names import lsn_text
 
 MIB = 1 << 20
@@ -29,6 +31,7 @@ def judge(report: Report, pair: ServerPair, mode: Mode, attested: str, fence: bo
         judge_fencing(report, pair.fencing, attested, fence)
         _judge_silence(report, pair, fence)
     _judge_lag(report, pair, limit_bytes)
+    _judge_overrides(report, pair)
     report_mode(report, pair)
     report.fail_if_critical()
 
@@ -198,6 +201,17 @@ def _judge_lag(report: Report, pair: ServerPair, limit_bytes: int) -> None:
         limit_bytes,
         "start the old primary if possible, or copy its WAL to the standby; accept the loss with max_lag_megabytes",
     )
+
+
+def _judge_overrides(report: Report, pair: ServerPair) -> None:
+    """ALTER SYSTEM changes one server: a promotion reverts it without a word."""
+    for name, (before, after) in find_lost_overrides(pair.old, pair.new).items():
+        shown = "set otherwise" if name.endswith("_command") else f"{before or 'empty'} → {after or 'empty'}"
+        report.warn(
+            f"the setting {name}",
+            f"ALTER SYSTEM SET {name} on {address(pair.new)} too, and reload it",
+            value=f"{shown}: ALTER SYSTEM changed it on {address(pair.old)} only",
+        )
 
 
 def _expect_lag(report: Report, found: int, limit: int, hint: str) -> None:

@@ -272,3 +272,17 @@ def test_a_receiver_that_is_behind_takes_nothing_from_the_standby(cluster: Clust
         fail_over("unplanned")
         writes.wait(20)
     assert lost(cluster, "standby", writes) == set()
+
+
+@pytest.mark.parametrize("mode", ["planned", "unplanned"])
+def test_a_setting_of_alter_system_that_the_standby_lacks_is_named(cluster: Cluster, mode: str) -> None:
+    for server, name, value in (("postgres", "work_mem", "6MB"), ("postgres", "jit", "off"), ("standby", "jit", "off")):
+        cluster.sql(server, f"ALTER SYSTEM SET {name} = '{value}'")
+        cluster.sql(server, "SELECT pg_reload_conf()")
+    if mode == "unplanned":
+        cluster.crash("postgres")
+    report = postgres_failover.fn(NAME, mode=mode)
+    assert report.status is Status.PLANNED, report.sentence()
+    named = [one for one in report.findings if one.name.startswith("the setting ")]
+    assert [one.name for one in named] == ["the setting work_mem"]
+    assert named[0].value.startswith("6144 → 4096: ")
