@@ -18,7 +18,7 @@ from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from tasks.application.health import wait_healthy
 from tasks.application.worktree import git, inside
-from tasks.host.services import read_services, start_services, stop_services
+from tasks.host.services import read_services, start_services, started_if_cancelled, stop_services
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
 from tasks.releases.packages import find_missing_packages, kept_venv, require_venv
@@ -155,13 +155,14 @@ class ReleaseDeployment:
         )
         try:
             report.require_lock()
-            stop_services(self.env.services, self.roles)
-            swap_release(permit, release)
-            if built:
-                with write_errors(Path(application.need("python")).parent.parent):
-                    venv.swap_venv(permit, application, built)
-            deadline = time.monotonic() + self.seconds
-            start_services(self.env.services, self.roles, seconds=self.seconds)
+            with started_if_cancelled(self.env.services, self.roles):
+                stop_services(self.env.services, self.roles)
+                swap_release(permit, release)
+                if built:
+                    with write_errors(Path(application.need("python")).parent.parent):
+                        venv.swap_venv(permit, application, built)
+                deadline = time.monotonic() + self.seconds
+                start_services(self.env.services, self.roles, seconds=self.seconds)
             self._prove(report, max(deadline - time.monotonic(), 1))
         except (Locked, LockLost):  # another run can own the files now
             raise
@@ -239,12 +240,13 @@ class ReleaseDeployment:
         report.fail("the new version is healthy", "read the end of its logs below", value=error.message)
         try:
             report.require_lock()
-            stop_services(services, self.roles)
-            restore_previous(permit, self.release)
-            if kept := kept_venv(application, self.release):
-                with write_errors(kept):
-                    venv.return_venv(permit, application, kept)
-            start_services(services, self.roles)
+            with started_if_cancelled(services, self.roles):
+                stop_services(services, self.roles)
+                restore_previous(permit, self.release)
+                if kept := kept_venv(application, self.release):
+                    with write_errors(kept):
+                        venv.return_venv(permit, application, kept)
+                start_services(services, self.roles)
             require_venv(application, self.release)
             self._prove(report, max(self.seconds, BACK_SECONDS))
             delete_previous(permit, self.release)
