@@ -1,8 +1,10 @@
-"""Locks that what is changed holds itself: two environments that describe one server or directory exclude each other.
+"""Locks on the servers and directories that a run changes: two environments that describe the same ones exclude each
+other.
 
-Each is held by a session or an open file, so it ends with its process, wherever that runs and whatever it is called: a
-PostgreSQL advisory lock in the cluster, a name on a Redis connection, `flock` on a directory. They are the second key
-beside the environment's lock, and need no Prefect.
+A session or an open file holds each lock, so it ends with its process, on any host and under any environment's name: a
+PostgreSQL advisory lock in the cluster, a name on a Redis connection, `flock` on a directory and on a file next to it.
+That file needs neither the server nor the directory, which may be what was lost. They are the second key besides the
+environment's lock, and need no Prefect.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import os
 import secrets
 import select
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -30,6 +33,8 @@ from runbook.wait import until
 
 SECONDS = 2
 ENDING_SECONDS = 5.0
+AGAIN_SECONDS = 10.0
+"""So often a part that could not be locked is tried again: a dead host costs each try a time-out."""
 PREFIX = "interview-ops-lock-"
 
 
@@ -60,7 +65,8 @@ class LockedPart(Protocol):
 
 
 class Cluster:
-    """A database of a PostgreSQL server, primary or standby. The key is the database's name in that cluster."""
+    """A PostgreSQL server, primary or standby. The key is the whole cluster, whichever database an environment names: a
+    restore to a point in time replaces all of them."""
 
     def __init__(self, postgres: Postgres, run: str) -> None:
         self.postgres = postgres
@@ -90,8 +96,6 @@ class Cluster:
 
     def take(self) -> bool:
         self.close()
-        digest = hashlib.sha256(f"interview-ops run {self.postgres.database}".encode()).digest()
-        key = int.from_bytes(digest[:8], "big", signed=True)
         try:
             session = self.postgres.connect(seconds=SECONDS)
         except OpsError:
@@ -100,8 +104,8 @@ class Cluster:
         try:
             refuse_pooler(session)
             execute(session, sql.SQL("SET application_name = {}").format(sql.Literal(self.run[:63])))
-            taken = execute(session, "SELECT pg_try_advisory_lock(%s)", key)[0][0]
-            rows = execute(session, _HOLDER, key >> 32 & 0xFFFFFFFF, key & 0xFFFFFFFF)
+            taken = execute(session, "SELECT pg_try_advisory_lock(%s)", _KEY)[0][0]
+            rows = execute(session, _HOLDER, _KEY >> 32, _KEY & 0xFFFFFFFF)
         except psycopg.Error:
             self.close()
             return False
@@ -120,6 +124,7 @@ class Cluster:
         self._session = None
 
 
+_KEY = int.from_bytes(hashlib.sha256(b"interview-ops run").digest()[:8], "big") >> 1
 # In any database: an advisory lock belongs to the one that its session is connected to, and two environments may name
 # different ones as maintenance_database. Of two that take it at once there both may be refused, never none.
 _HOLDER = """
@@ -200,16 +205,16 @@ def _names(listed: bytes) -> list[bytes]:
 
 
 class Directory:
-    """A directory of this host, by device and inode: also one that is mounted in two places. Where a run swaps it, the
-    one that has its name by then is locked as well. `flock` names nobody: the run's name is that of an anonymous file,
-    which others find among the files that the locking process has open."""
+    """A directory of this host: by its place, also where it is missing, and by device and inode, also where it is mounted
+    in two places. Where a run swaps it, the one that has its name by then is locked as well. `flock` names nobody: the
+    run's name is that of an anonymous file, which others find among the files that the locking process has open."""
 
     def __init__(self, path: str, run: str) -> None:
         self.path = Path(path)
         self.name = path
         self.run = run
         self._open: dict[tuple[int, int], int] = {}
-        self._named: dict[tuple[int, int], int] = {}
+        self._named: list[int] = []
 
     @property
     def held(self) -> bool:
@@ -227,30 +232,61 @@ class Directory:
         return f"directory {found.st_dev} {found.st_ino}"
 
     def take(self) -> bool:
+        return any([self._take(self._open_place), self._take(self._open_itself)])
+
+    def _open_itself(self) -> int:
+        return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _open_place(self) -> int:
+        """The file that stands for it, in the nearest directory above it. Only that one's owner can open the file."""
+        path = Path(os.path.realpath(self.path))
+        above = next(one for one in path.parents if one.is_dir())
+        name = f".{'-'.join(path.relative_to(above).parts)}.interview-ops-lock"
+        directory, flags = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=directory)
+            owner = os.fstat(directory)
+            with contextlib.suppress(OSError):  # only root can give it away
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            return descriptor
+        except FileExistsError:  # not given to anybody: it may be a link to another file
+            return os.open(name, os.O_RDWR | flags, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def _take(self, opened: Callable[[], int]) -> bool:
+        """Lock what `opened` opens, unless this run has; False where it cannot be locked from here.
+
+        Raises:
+            Locked: another run has.
+        """
+        try:
+            descriptor = opened()
         except OSError:
             return False
+        found = os.fstat(descriptor)
+        key = found.st_dev, found.st_ino
+        if key in self._open:
+            os.close(descriptor)
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            inode = os.fstat(descriptor).st_ino
             os.close(descriptor)
-            raise _locked(self.name, _who_locks(inode)) from None
+            self.close()
+            raise _locked(self.name, _who_locks(found.st_ino)) from None
         except OSError:  # a network file system that cannot
             os.close(descriptor)
             return False
-        found = os.fstat(descriptor)
-        self._open[found.st_dev, found.st_ino] = descriptor
+        self._open[key] = descriptor
         with contextlib.suppress(OSError):
-            name = os.memfd_create(f"{PREFIX}{found.st_ino}:{self.run[:150]}")
-            self._named[found.st_dev, found.st_ino] = name
+            self._named.append(os.memfd_create(f"{PREFIX}{found.st_ino}:{self.run[:150]}"))
         return True
 
     def close(self) -> None:
-        for descriptor in (*self._open.values(), *self._named.values()):
+        for descriptor in (*self._open.values(), *self._named):
             os.close(descriptor)
-        self._open, self._named = {}, {}
+        self._open, self._named = {}, []
 
 
 def _who_locks(inode: int) -> str:
@@ -296,11 +332,13 @@ def _take(part: LockedPart) -> bool:
 
 
 class Exclusion:
-    """All that one run may change. What cannot be locked from here (down, remote, no rights) is left out."""
+    """All that one run may change. What cannot be locked from here (remote and down, no rights) is left out until it
+    can."""
 
     def __init__(self, parts: Sequence[LockedPart]) -> None:
         self._parts = parts
         self._taken: list[LockedPart] = []
+        self._asked = 0.0
         self._checking = threading.Lock()  # steps that run beside each other
 
     def identities(self) -> dict[str, str]:
@@ -320,22 +358,26 @@ class Exclusion:
         except OpsError:
             self.close()
             raise
+        self._asked = time.monotonic()
         return ", ".join(part.name for part in self._taken)
 
     def require(self) -> None:
-        """Take again what was lost: this run, or a failure, restarted the server. One that does not answer holds
-        nobody's lock.
+        """Take again what was lost: this run, or a failure, restarted the server. Take what could not be locked before:
+        it may answer by now. One that does not answer holds nobody's lock.
 
         Raises:
             LockLost: another run took it since.
         """
         with self._checking:
-            for part in self._taken:
-                if not part.held:
-                    try:
-                        _take(part)
-                    except Locked as error:
-                        raise LockLost(error.message, error.hint) from None
+            again = time.monotonic() - self._asked > AGAIN_SECONDS
+            parts = [part for part in (self._parts if again else self._taken) if not part.held]
+            for part in parts:
+                try:
+                    if _take(part) and part not in self._taken:
+                        self._taken.append(part)
+                except Locked as error:
+                    raise LockLost(error.message, error.hint) from None
+            self._asked = time.monotonic() if again else self._asked
 
     def close(self) -> None:
         """Free everything."""

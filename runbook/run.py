@@ -180,7 +180,7 @@ def _lock(
     report.fact("lock", f"keeps out {lock.keeps_out}")
     if is_outermost:
         _respect_containment(report, target, rank)
-    if patience and report.unattended:  # waited for before anything is judged, as the lock is
+    if is_outermost and report.may_change:  # before anything is judged: another environment may be changing it
         lock.exclude()
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +22,7 @@ from blocks import exclusion
 from blocks.exclusion import PREFIX, Cluster, Directory, Exclusion, Keyspace, LockedPart, keyspaces
 from blocks.postgres.server import Postgres
 from blocks.redis.server import Redis
+from lab.state.base import CHECKOUT
 from runbook import run
 from runbook.errors import Locked, LockLost
 from runbook.guard import lock
@@ -24,6 +31,7 @@ from runbook.kinds import action
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
+from tests.fixtures.postgres.clusters import Cluster as RunningCluster
 from tests.fixtures.servers import PostgresServer, free_port
 from tests.redis.servers import MASTER, RedisServer, replicated, running_redis
 from tests.runbook.system import EFFECT, System
@@ -227,5 +235,123 @@ def test_what_cannot_be_reached_keeps_no_recovery_away(tmp_path: Path) -> None:
     port = free_port()
     dead = Postgres(port=port, database="grc_db", user="x", password="", admin_password="")  # type: ignore[arg-type]
     ours = Exclusion([Cluster(dead, "x"), Keyspace(Redis(port=port), "x"), Directory(str(tmp_path / "gone"), "x")])
-    assert ours.take() == ""
+    assert ours.take() == str(tmp_path / "gone")
     ours.require()
+
+
+def test_a_directory_is_locked_where_it_is_missing_and_while_it_is_made_again(tmp_path: Path) -> None:
+    live = tmp_path / "17" / "data"
+    ours = Exclusion([Directory(str(live), "x")])
+    assert ours.take() == str(live)
+    with pytest.raises(Locked, match="is being changed by “x”"):
+        Directory(str(live), "y").take()
+    live.mkdir(parents=True)
+    ours.require()
+    with pytest.raises(Locked):
+        Directory(str(live), "y").take()
+    ours.close()
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in left} == {0o600}, "nobody else can hold it"
+    theirs = Directory(str(live), "y")
+    assert theirs.take()
+    theirs.close()
+
+
+def test_a_planted_lock_file_is_neither_followed_nor_given_away(tmp_path: Path) -> None:
+    live, secret = tmp_path / "data", tmp_path / "secret"
+    secret.write_text("")
+    secret.chmod(0o640)
+    os.chown(tmp_path, 65534, 65534)
+    (tmp_path / ".data.interview-ops-lock").symlink_to(secret)
+    assert not Directory(str(live), "x").take()
+    (tmp_path / ".data.interview-ops-lock").unlink()
+    (tmp_path / ".data.interview-ops-lock").hardlink_to(secret)
+    ours = Directory(str(live), "x")
+    ours.take()
+    ours.close()
+    assert (secret.stat().st_uid, secret.stat().st_mode & 0o777) == (os.geteuid(), 0o640)
+
+
+def test_the_key_is_the_cluster_whichever_database_an_environment_names(postgres_server: PostgresServer) -> None:
+    block = postgres_server.block()
+    ours = Cluster(block, "interview-ops one: Restore")
+    assert ours.take()
+    with pytest.raises(Locked, match="interview-ops one"):
+        Cluster(block.model_copy(update={"database": "another"}), "interview-ops two: Restore").take()
+    ours.close()
+
+
+def test_a_server_that_answers_later_is_locked_then(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exclusion, "AGAIN_SECONDS", 0.0)
+    block = postgres_server.block()
+    part = Cluster(block.model_copy(update={"port": free_port()}), "interview-ops one: Restore")
+    ours = Exclusion([part])
+    assert ours.take() == ""
+    part.postgres = block
+    ours.require()
+    with pytest.raises(Locked, match="interview-ops one"):
+        Cluster(block, "interview-ops two: Restore").take()
+    ours.close()
+
+
+def test_what_another_environment_changes_is_waited_for_before_anything_is_judged(tmp_path: Path) -> None:
+    one, two = (Described(tmp_path / name, parts=lambda run: [Directory(str(tmp_path / "x"), run)]) for name in "ab")
+    judged = list[str]()
+
+    def judge() -> None:
+        with runbook("Restore", two, two.name, changes=True) as report:
+            judged.append("pins")
+            report.permit(ACT, effect=EFFECT)
+
+    ours = one.exclusion("Restore")
+    ours.take()
+    with pytest.raises(Locked):
+        judge()
+    ours.close()
+    assert judged == []
+
+
+OTHER = """
+import sys
+from blocks.config import toml
+from runbook.errors import Locked
+try:
+    print("locked", toml.environment("twin").exclusion("Restore").take())
+except Locked as error:
+    print("refused", error.message)
+"""
+
+
+@pytest.mark.parametrize("host", ["this host", pytest.param("another network", marks=pytest.mark.system)])
+@pytest.mark.parametrize("state", ["down", "hung", "missing"])
+def test_two_environments_on_one_server_exclude_each_other_when_it_does_not_answer(
+    cluster: RunningCluster, state: str, host: str, tmp_path: Path
+) -> None:
+    """The disaster itself: of the parts that they share, only places on the disk are left."""
+    node = cluster.node("postgres")
+    with contextlib.ExitStack() as stack:
+        if state == "hung":
+            pid = int((node.data / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGSTOP)
+            stack.callback(os.kill, pid, signal.SIGCONT)
+        else:
+            cluster.crash("postgres")
+        if state == "missing":
+            shutil.rmtree(node.data)
+        ours = cluster.environment.exclusion("Restore")
+        assert str(node.data) in ours.take()
+        stack.callback(ours.close)
+        twin = cluster.root / "twin.toml"
+        twin.write_text((cluster.root / "pair.toml").read_text().replace('name = "pair"', 'name = "twin"'))
+        argv = [sys.executable, "-c", OTHER]
+        if host == "another network":
+            space = f"ops-{os.getpid()}"
+            subprocess.run(["ip", "netns", "add", space], check=True)
+            stack.callback(subprocess.run, ["ip", "netns", "delete", space], check=True)
+            argv = ["ip", "netns", "exec", space, *argv]
+        variables = {**os.environ, **cluster.variables, "OPS_ENVIRONMENT": "twin", "OPS_ENVIRONMENT_FILE": str(twin)}
+        said = subprocess.run(argv, env=variables, cwd=CHECKOUT, capture_output=True, text=True)
+        assert said.stdout.startswith("refused"), said.stdout + said.stderr
+        assert "“interview-ops pair: Restore”" in said.stdout
