@@ -205,12 +205,14 @@ def _names(listed: bytes) -> list[bytes]:
 
 
 class Directory:
-    """A directory of this host: by its place, also where it is missing, and by device and inode, also where it is mounted
-    in two places. Where a run swaps it, the one that has its name by then is locked as well. `flock` names nobody: the
-    run's name is that of an anonymous file, which others find among the files that the locking process has open."""
+    """A directory of this host: by its place, so that a missing one is locked too, and by device and inode, so that one
+    that is mounted in two places is. Where a run swaps it, the one that has its name by then is locked as well. `flock`
+    names nobody: the run's name is that of an anonymous file, which others find among the files that the locking
+    process has open. `by_place`: False for a directory that only runs make and delete."""
 
-    def __init__(self, path: str, run: str) -> None:
+    def __init__(self, path: str, run: str, *, by_place: bool = True) -> None:
         self.path = Path(path)
+        self._by_place = by_place
         self.name = path
         self.run = run
         self._open: dict[tuple[int, int], int] = {}
@@ -232,7 +234,8 @@ class Directory:
         return f"directory {found.st_dev} {found.st_ino}"
 
     def take(self) -> bool:
-        return any([self._take(self._open_place), self._take(self._open_itself)])
+        place = self._by_place and self._take(self._open_place)
+        return self._take(self._open_itself) or place
 
     def _open_itself(self) -> int:
         return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import psutil
 
+from blocks.exclusion import Directory
 from blocks.postgres.server import Postgres
 from runbook import shell
-from runbook.current import leaves, removed
+from runbook.current import current_report, leaves, removed
 from runbook.errors import Unreachable
 from runbook.files import durable
 from runbook.kinds import action
@@ -105,15 +106,39 @@ def root_for(postgres: Postgres, suffix: str = RESTORING) -> Path:
     return live.with_name(live.name + suffix)
 
 
+_claimed = dict[Path, Directory]()
+
+
+def _claim(root: Path) -> None:
+    """Lock an instance's directory for this process, unless it has: its name is the same for each run on that server.
+
+    Raises:
+        Locked: another run uses it.
+    """
+    if root not in _claimed:
+        report = current_report()
+        run = f"interview-ops {report.environment}: {report.runbook}" if report else "interview-ops"
+        claimed = Directory(str(root), run, by_place=False)
+        claimed.take()
+        _claimed[root] = claimed
+
+
+def _release(root: Path) -> None:
+    if claimed := _claimed.pop(root, None):
+        claimed.close()
+
+
 @action(idempotent=True)
 def sweep_instance(root: Path) -> bool:
     """End the server of a killed run's instance, and delete its files. Returns whether there was one.
 
     Raises:
+        Locked: another run uses it, of another environment perhaps.
         OpsError: it does not end, or cannot be removed.
     """
     if not root.exists():
         return False
+    _claim(root)
     for process in servers_in(root / "data"):
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the postmaster, which got the signal before it
             process.send_signal(signal.SIGQUIT)
@@ -121,6 +146,7 @@ def sweep_instance(root: Path) -> bool:
     with told(root):
         delete_moved(root / "data")
         shutil.rmtree(root)
+    _release(root)
     return True
 
 
@@ -144,6 +170,7 @@ def prepare_instance(postgres: Postgres, root: Path) -> PrivateInstance:
     leaves(f"directory {root}", "the next run of this kind deletes it")
     with told(root):
         root.mkdir(mode=0o700)
+    _claim(root)
     sockets = Path(tempfile.mkdtemp(prefix="ops-pg-"))  # a socket's path must be short
     give(root, postgres.os_user)
     give(sockets, postgres.os_user)
