@@ -8,9 +8,15 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.recovery.sequences import recoveries  # noqa: F401 - its steps
+from tests.recovery.sequences import (  # noqa: F401 - their steps
+    accidents,
+    administration,
+    file_steps,
+    recoveries,
+    redis_steps,
+)
 from tests.recovery.sequences.checks import Broken
-from tests.recovery.sequences.recoveries import Stuck
+from tests.recovery.sequences.confirmation import Stuck
 from tests.recovery.sequences.steps import NOT_POSSIBLE, STEPS
 from tests.recovery.sequences.world import Variant, World
 
@@ -20,17 +26,27 @@ VARIANTS = (
     Variant(standby=False, other=True),
     Variant(standby=False, owner="postgres"),
     Variant(standby=True, other=True, owner="postgres"),
+    Variant(standby=False, replica=True),
 )
 AFTER = {
     "crash-postgres": ("full-restore", "full-restore", "failover"),
     "comes-back": ("full-restore",),
     "remove-data": ("full-restore", "full-restore", "failover"),
     "remove-pg-wal": ("full-restore", "full-restore", "failover"),
-    "flush-redis": ("full-restore",),
-    "remove-redis-data": ("full-restore",),
+    "starting": ("full-restore", "full-restore", "full-restore-cluster"),
+    "standby-behind": ("failover", "failover", "full-restore"),
+    "flush-redis": ("full-restore", "restore-redis"),
+    "kill-redis": ("full-restore", "full-restore", "restore-redis", "full-restore-replica", "restore-redis-replica"),
+    "remove-redis-data": ("full-restore", "restore-redis", "full-restore-replica", "restore-redis-replica"),
+    "delete-files": ("full-restore", "restore-files"),
+    "remove-files": ("full-restore", "restore-files"),
     "wrong-port": ("full-restore",),
 }
-"""What mends an accident; others are mended by any recovery."""
+"""What mends an accident; others are mended by any of the following."""
+MEND_ROWS = (
+    *("full-restore", "full-restore-dump", "full-restore-cluster", "restore-database"),
+    *("restore-to-point", "restore-tables", "tables-to-point"),
+)
 
 
 @dataclass
@@ -77,7 +93,7 @@ def sequence_of(seed: int) -> list[str]:
         recovery = pick("recovery")
         if allowed := AFTER.get(accident):
             recovery = chance.choice(allowed)
-        elif accident and recovery in ("failover", "undo-restore", "undo-full-restore", "restore-unrelated"):
+        elif accident and recovery not in MEND_ROWS:
             recovery = "full-restore"
         names.append(recovery)
         if chance.random() < 0.5:
@@ -98,7 +114,7 @@ def play(world: World, seed: int, words: Sequence[str]) -> Round:
                 note = STEPS[name].do(world, random.Random(int(number)))
             except Stuck as refused:
                 done.stuck, note = str(refused), "refused"
-                if not any(map(world.takes_writes, world.roles)):
+                if not world.is_writable:
                     break
             done.notes[-1] = f"{word}({note})" if note and note != NOT_POSSIBLE else f"{word}{note}"
     except Broken as broken:

@@ -15,8 +15,9 @@ from tests.recovery.sequences import promises
 from tests.recovery.sequences.checks import Broken, compare, see
 from tests.recovery.sequences.ledger import Content, Ledger, Outcome, Write
 from tests.recovery.sequences.operator import Ran
-from tests.recovery.sequences.recoveries import Carried, settle
+from tests.recovery.sequences.confirmation import Carried
 from tests.recovery.sequences.rounds import VARIANTS, play, sequence_of, shrink, variant_of
+from tests.recovery.sequences.settlement import settle
 from tests.recovery.sequences.world import Variant, World, running_world
 
 SEEDS = range(1, 301)
