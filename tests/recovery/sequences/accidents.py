@@ -84,7 +84,7 @@ def starting(world: World, chance: random.Random) -> str:
     return role
 
 
-@step("standby-behind", "accident", 1)
+@step("standby-behind", "accident", 1, "standby")
 def standby_behind(world: World, chance: random.Random) -> str:
     """The primary dies while its standby is behind: it was detached, and starts only now."""
     role = world.primary

@@ -95,7 +95,7 @@ def logical_slot(world: World, chance: random.Random) -> str:
     return "created"
 
 
-@step("drop-slot", "quiet", 0.6)
+@step("drop-slot", "quiet", 0.4)
 def drop_slot(world: World, chance: random.Random) -> str:
     """The consumer is not needed any more: its slot would keep a dump from being swapped in."""
     if not world.tokens.pop("slot", None):
@@ -106,7 +106,7 @@ def drop_slot(world: World, chance: random.Random) -> str:
     return NOT_POSSIBLE
 
 
-@step("detach-standby", "quiet", 0.5)
+@step("detach-standby", "quiet", 0.5, "standby")
 def detach_standby(world: World, chance: random.Random) -> str:
     """The standby is stopped for work on its host. `attach-standby` or a rejoin ends that."""
     if not world.variant.standby or world.standby not in world.running():
@@ -115,7 +115,7 @@ def detach_standby(world: World, chance: random.Random) -> str:
     return world.standby
 
 
-@step("attach-standby", "quiet", 0.5)
+@step("attach-standby", "quiet", 0.5, "standby")
 def attach_standby(world: World, chance: random.Random) -> str:
     """Its service manager starts it."""
     if not world.variant.standby or world.standby in world.running() or not world.is_writable:

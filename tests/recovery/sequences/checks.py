@@ -13,8 +13,9 @@ from tests.recovery.sequences import promises
 from tests.recovery.sequences.ledger import PROBE, Content, Ledger, Write, expected
 from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.promises import APART, Allowance
+from tests.recovery.sequences.small_system import REPLICA
 from tests.recovery.sequences.stores import DatabaseStore
-from tests.recovery.sequences.world import REPLICA, World
+from tests.recovery.sequences.world import World
 
 ACKNOWLEDGED_SECONDS = 15
 

@@ -46,10 +46,10 @@ def full_restore_cluster(world: World, chance: random.Random) -> str:
     return _full_restore(world, chance, method="cluster")
 
 
-@step("full-restore-replica", "recovery", 0.4)
+@step("full-restore-replica", "recovery", 0.4, "replica")
 def full_restore_replica(world: World, chance: random.Random) -> str:
     """With the replica of Redis as its source."""
-    return _full_restore(world, chance, redis_source="replica") if world.variant.replica else NOT_POSSIBLE
+    return _full_restore(world, chance, redis_source="replica")
 
 
 def _full_restore(world: World, chance: random.Random, **parameters: Any) -> str:
@@ -183,7 +183,7 @@ def restore_unrelated(world: World, chance: random.Random) -> str:
     return carried.ran.status
 
 
-@step("failover", "recovery", 1)
+@step("failover", "recovery", 1.5, "standby")
 def failover(world: World, chance: random.Random) -> str:
     """The standby takes over, because the primary is dead, or before work on its host."""
     if not world.variant.standby:
@@ -194,7 +194,7 @@ def failover(world: World, chance: random.Random) -> str:
     return f"{carried.ran.status} {'planned' if writable else 'unplanned'}"
 
 
-@step("rejoin-standby", "quiet", 0.7)
+@step("rejoin-standby", "quiet", 0.7, "standby")
 def rejoin_standby(world: World, chance: random.Random) -> str:
     """What most recoveries name as the next step."""
     if not world.variant.standby:

@@ -8,14 +8,13 @@ import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import redis
 
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tests.recovery.sequences.confirmation import carry_out
 from tests.recovery.sequences.checks import compare
+from tests.recovery.sequences.confirmation import carry_out
 from tests.recovery.sequences.promises import REDIS
 from tests.recovery.sequences.settlement import newest_kept, settle
 from tests.recovery.sequences.steps import NOT_POSSIBLE, step
@@ -112,25 +111,21 @@ def remove_redis_data(world: World, chance: random.Random) -> str:
 @step("restore-redis", "recovery", 0.6)
 def restore_redis(world: World, chance: random.Random) -> str:
     """Redis alone, from its newest backup."""
-    kept = kept_redis(world)
-    before = world.ledgers[REDIS].copy() if world.redis_answers() else None
-    carried = carry_out(world, chance, "restore-redis")
-    settle(world, carried)
-    if kept_redis(world) != kept:
-        world.tokens["kept Redis"] = before
-    return carried.ran.status
+    return _restore(world, chance, source="backup")
 
 
-@step("restore-redis-replica", "recovery", 0.4)
+@step("restore-redis-replica", "recovery", 0.4, "replica")
 def restore_redis_replica(world: World, chance: random.Random) -> str:
     """Redis alone, from its replica."""
-    if not world.variant.replica:
-        return NOT_POSSIBLE
-    kept = kept_redis(world)
-    before = world.ledgers[REDIS].copy() if world.redis_answers() else None
-    carried = carry_out(world, chance, "restore-redis", redis_source="replica")
+    return _restore(world, chance, source="replica")
+
+
+def _restore(world: World, chance: random.Random, source: str) -> str:
+    data = world.system.layout.redis_data
+    kept, before = newest_kept(data), world.ledgers[REDIS].copy() if world.redis_answers() else None
+    carried = carry_out(world, chance, "restore-redis", redis_source=source)
     settle(world, carried)
-    if kept_redis(world) != kept:
+    if newest_kept(data) != kept:
         world.tokens["kept Redis"] = before
     return carried.ran.status
 
@@ -146,8 +141,3 @@ def undo_restore_redis(world: World, chance: random.Random) -> str:
     settle(world, carried, back_to={REDIS: kept})
     world.tokens["kept Redis"] = now
     return carried.ran.status
-
-
-def kept_redis(world: World) -> Path | None:
-    """The newest directory that a restore of Redis has replaced."""
-    return newest_kept(world.system.layout.redis_data)

@@ -17,8 +17,9 @@ from tests.recovery.sequences import (  # noqa: F401 - their steps
 )
 from tests.recovery.sequences.checks import Broken
 from tests.recovery.sequences.confirmation import Stuck
+from tests.recovery.sequences.small_system import Variant
 from tests.recovery.sequences.steps import NOT_POSSIBLE, STEPS
-from tests.recovery.sequences.world import Variant, World
+from tests.recovery.sequences.world import World
 
 VARIANTS = (
     Variant(),
@@ -47,6 +48,17 @@ MEND_ROWS = (
     *("full-restore", "full-restore-dump", "full-restore-cluster", "restore-database"),
     *("restore-to-point", "restore-tables", "tables-to-point"),
 )
+UNDO = {
+    "restore-database": "undo-restore",
+    "restore-to-point": "undo-full-restore",
+    "full-restore-cluster": "undo-full-restore",
+    "restore-tables": "undo-restore-tables",
+    "tables-to-point": "undo-restore-tables",
+    "restore-redis": "undo-restore-redis",
+    "restore-redis-replica": "undo-restore-redis",
+    "full-restore-replica": "undo-restore-redis",
+    "restore-files": "undo-restore-files",
+}
 
 
 @dataclass
@@ -73,12 +85,18 @@ def variant_of(seed: int) -> Variant:
     return VARIANTS[seed // 10 % len(VARIANTS)]
 
 
+def is_possible(name: str, variant: Variant) -> bool:
+    """Whether a variant has what a step needs."""
+    needed = STEPS[name].needs
+    return not needed or bool(getattr(variant, needed))
+
+
 def sequence_of(seed: int) -> list[str]:
     """The steps of a seed: some quiet ones, an accident or none, a recovery; twice or three times."""
-    chance = random.Random(seed)
+    chance, variant = random.Random(seed), variant_of(seed)
 
     def pick(kind: str) -> str:
-        steps = [one for one in STEPS.values() if one.kind == kind]
+        steps = [one for one in STEPS.values() if one.kind == kind and is_possible(one.name, variant)]
         return chance.choices(steps, [one.weight for one in steps])[0].name
 
     names = list[str]()
@@ -91,12 +109,14 @@ def sequence_of(seed: int) -> list[str]:
             if chance.random() < 0.25:
                 names.append(pick("quiet"))
         recovery = pick("recovery")
-        if allowed := AFTER.get(accident):
+        if allowed := [one for one in AFTER.get(accident, ()) if is_possible(one, variant)]:
             recovery = chance.choice(allowed)
         elif accident and recovery not in MEND_ROWS:
             recovery = "full-restore"
         names.append(recovery)
-        if chance.random() < 0.5:
+        if (undo := UNDO.get(recovery)) and chance.random() < 0.5:
+            names += ["write", undo]
+        if variant.standby and chance.random() < 0.5:
             names += ["rejoin-standby", *["backup-cluster"] * (chance.random() < 0.5)]
     return [f"{name}:{chance.randrange(1000)}" for name in names]
 

@@ -27,12 +27,13 @@ NOT_POSSIBLE = "-"
 
 @dataclass(frozen=True)
 class Step:
-    """One kind of step. `weight`: how often it comes, among those of its kind."""
+    """One kind of step. `weight`: how often it comes, among those of its kind; `needs`: of a variant."""
 
     name: str
     do: Do
     kind: str
     weight: float = 1.0
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Mark:
 STEPS: dict[str, Step] = {}
 
 
-def step(name: str, kind: str, weight: float = 1.0) -> Callable[[Do], Do]:
+def step(name: str, kind: str, weight: float = 1.0, needs: str = "") -> Callable[[Do], Do]:
     """Enter a function as a step. Kinds: `quiet` changes nothing that a recovery mends; `accident` destroys something;
-    `recovery` mends it."""
+    `recovery` mends it. `needs`: what only some variants have (standby, other, replica)."""
 
     def enter(do: Do) -> Do:
-        STEPS[name] = Step(name, do, kind, weight)
+        STEPS[name] = Step(name, do, kind, weight, needs)
         return do
 
     return enter
@@ -166,7 +167,7 @@ def client_writing(ledger: Ledger, chance: random.Random) -> Iterator[None]:
         assert not thread.is_alive(), "the client hangs"
 
 
-@step("write-other", "quiet", 0.4)
+@step("write-other", "quiet", 0.4, "other")
 def write_other(world: World, chance: random.Random) -> str:
     """The second database alone is written."""
     if OTHER not in world.ledgers:
