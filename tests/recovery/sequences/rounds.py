@@ -6,7 +6,7 @@ import random
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.recovery.sequences import (  # noqa: F401 - their steps
     accidents,
@@ -151,15 +151,21 @@ def kind_of(failure: str) -> str:
     return "".join(letter for letter in first if not letter.isdigit())[:50]
 
 
-def shrink(world: World, failed: Round, most: int = 40) -> Round:
-    """Drop steps as long as the rest fails for the same reason."""
-    best, tries, index = failed, 0, 0
-    while index < len(best.words) and tries < most:
-        words = [*best.words[:index], *best.words[index + 1 :]]
-        tries += 1
-        again = play(world, failed.seed, words)
-        if again.failure and kind_of(again.failure) == kind_of(failed.failure):
-            best = again
-        else:
-            index += 1
-    return best
+def shrink(world: World, failed: Round, most: int = 25) -> Round:
+    """Drop steps as long as the rest fails for the same reason: first halves, then quarters, at last single ones. The
+    last step is the one that fails, and stays."""
+    best, tries = replace(failed, words=failed.words[: len(failed.notes)]), 0
+    size = max(len(best.words) // 2, 1)
+    while True:
+        index = 0
+        while index < len(best.words) - 1 and tries < most:
+            end = min(index + size, len(best.words) - 1)
+            tries += 1
+            again = play(world, failed.seed, [*best.words[:index], *best.words[end:]])
+            if again.failure and kind_of(again.failure) == kind_of(failed.failure):
+                best = again
+            else:
+                index = end
+        if size == 1 or tries >= most:
+            return best
+        size //= 2
