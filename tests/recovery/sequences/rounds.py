@@ -48,6 +48,7 @@ MEND_ROWS = (
     *("full-restore", "full-restore-dump", "full-restore-cluster", "restore-database"),
     *("restore-to-point", "restore-tables", "tables-to-point"),
 )
+HINTS = {"logical slot": "drop-slot", "prepared transaction": "end-prepared"}
 UNDO = {
     "restore-database": "undo-restore",
     "restore-to-point": "undo-full-restore",
@@ -133,7 +134,7 @@ def play(world: World, seed: int, words: Sequence[str]) -> Round:
             try:
                 note = STEPS[name].do(world, random.Random(int(number)))
             except Stuck as refused:
-                done.stuck, note = str(refused), "refused"
+                done.stuck, note = str(refused), f"refused{_follow_hint(world, refused)}"
                 if not world.is_writable:
                     break
             done.notes[-1] = f"{word}({note})" if note and note != NOT_POSSIBLE else f"{word}{note}"
@@ -143,6 +144,14 @@ def play(world: World, seed: int, words: Sequence[str]) -> Round:
         done.failure = str(wrong) or traceback.format_exc()
     done.seconds = time.monotonic() - began
     return done
+
+
+def _follow_hint(world: World, refused: Stuck) -> str:
+    """Do what a refusal asks for, so that the next recovery need not be refused too."""
+    for words, name in HINTS.items():
+        if words in str(refused) and STEPS[name].do(world, random.Random(0)) != NOT_POSSIBLE:
+            return f", {name}"
+    return ""
 
 
 def kind_of(failure: str) -> str:
