@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lab.servers.postgres import DATABASE
@@ -18,14 +18,6 @@ from tests.recovery.sequences.steps import NOT_POSSIBLE, step
 from tests.recovery.sequences.world import UNRELATED, World
 
 TABLES = ["public.kv", "public.attempts"]
-
-
-@contextlib.contextmanager
-def _kept(world: World) -> Iterator[None]:
-    """Remember the branch that the recovery replaces: undo-restore brings it back."""
-    before = world.database.copy()
-    yield
-    world.tokens |= {"kept": before, "kept tables": None}
 
 
 @step("full-restore", "recovery", 6)
@@ -74,9 +66,11 @@ def _full_restore(world: World, chance: random.Random, **parameters: Any) -> str
 @step("restore-database", "recovery", 0.7)
 def restore_database(world: World, chance: random.Random) -> str:
     """The application's database from its newest dump."""
-    with _kept(world):
-        carried = carry_out(world, chance, "restore-database")
-        settle(world, carried)
+    before = world.database.copy()
+    carried = carry_out(world, chance, "restore-database")
+    settle(world, carried)
+    is_kept = carried.seen.content[DATABASE] is not None
+    world.tokens |= {"kept": before if is_kept else None, "kept tables": None}
     return carried.ran.status
 
 
