@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lab.servers.postgres import DATABASE
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tests.recovery.sequences import promises
 from tests.recovery.sequences.ledger import PROBE, Content, Ledger, Write, expected
 from tests.recovery.sequences.operator import Ran
-from tests.recovery.sequences.promises import REDIS, Allowance
+from tests.recovery.sequences.promises import APART, Allowance
+from tests.recovery.sequences.small_system import REPLICA
 from tests.recovery.sequences.stores import DatabaseStore
 from tests.recovery.sequences.world import World
 
@@ -30,6 +32,8 @@ class Seen:
     branches: Mapping[str, list[Write]]
     content: Mapping[str, Content | None]
     settings: Mapping[str, str] = field(default_factory=dict)
+    redis: Mapping[str, str] = field(default_factory=dict)
+    is_writable: bool = True
     at: float = field(default_factory=time.time)
 
 
@@ -37,7 +41,15 @@ def see(world: World) -> Seen:
     """Look at everything."""
     content = {name: ledger.store.read() for name, ledger in world.ledgers.items()}
     branches = {name: ledger.copy() for name, ledger in world.ledgers.items()}
-    return Seen(frozenset(world.running()), branches, content, dict(world.tokens.get("settings", {})))
+    settings = dict(world.tokens.get("settings", {}))
+    return Seen(frozenset(world.running()), branches, content, settings, redis_settings(world), world.is_writable)
+
+
+def redis_settings(world: World) -> dict[str, str]:
+    """The running settings of Redis that decide what a crash leaves; none where it does not answer."""
+    if not world.redis_answers():
+        return {}
+    return {name: world.redis().config_get(name)[name] for name in ("appendonly", "save")}
 
 
 @dataclass(frozen=True)
@@ -77,16 +89,19 @@ def compare(ledger: Ledger, branch: Sequence[Write], content: Content | None) ->
 
 def _compare_prefix(ledger: Ledger, branch: Sequence[Write], content: Content) -> Found:
     """A part without a list of attempts is as it was after one of the writes; the last such one counts."""
-    unsure = {one.key for one in branch if one.outcome == "indeterminate"}
-    rows = {key: attempt for key, attempt in content.rows.items() if key not in unsure}
     for end in range(len(branch), -1, -1):
         kept = branch[:end]
+        unsure = {one.key for one in kept if one.outcome == "indeterminate"}
         done = expected(kept, {one.attempt for one in kept})
-        if {key: attempt for key, attempt in done.items() if key not in unsure} == rows:
+        if _without(done, unsure) == _without(content.rows, unsure):
             lost = [one for one in branch[end:] if one.is_acknowledged]
             return Found(list(kept), lost, [])
     done = expected(branch, {one.attempt for one in branch})
     return Found(list(branch), [], [f"{ledger.name} is as it never was: {_differences(done, content)}"])
+
+
+def _without(rows: Mapping[int, int], keys: Collection[int | None]) -> dict[int, int]:
+    return {key: attempt for key, attempt in rows.items() if key not in keys}
 
 
 def _differences(wanted: Mapping[int, int], content: Content) -> str:
@@ -95,23 +110,23 @@ def _differences(wanted: Mapping[int, int], content: Content) -> str:
     return f"{len(keys)} keys differ ({shown})"
 
 
-def check_losses(lost: Mapping[str, Sequence[Write]], plan: Ran | None, ran: Ran) -> list[str]:
-    """Compare what is lost, by part, with what the plan and the report said. A commit may concern any database, so those
+def check_losses(lost: Mapping[str, Sequence[Write]], plans: Sequence[Ran], ran: Ran) -> list[str]:
+    """Compare what is lost, by part, with what the confirmed plans and the report said. A commit may concern any database, so those
     are compared together; what was written after the plan is the report's alone."""
     problems = list[str]()
-    said = promises.of_report(ran)
-    planned = promises.of_plan(plan) if plan else None
-    for parts in (tuple(name for name in lost if name != REDIS), (REDIS,)):
+    planned = [one for plan in plans for one in promises.of_plan(plan)]
+    said = promises.of_report(ran) + (planned if len(plans) > 1 else [])  # a run that was ended has no report
+    for parts in (tuple(name for name in lost if name not in APART), *((name,) for name in APART)):
         gone = [one for part in parts for one in lost.get(part, ())]
         if not gone:
             continue
         name = "/".join(parts)
         if why := _widest(said, parts).refuses(gone):
             problems.append(f"{name}: the report says less than was lost: {why} ({ran.facts.get('lost', ran.effect)})")
-        if planned is not None and plan:
-            early = [one for one in gone if one.answered <= plan.started]
-            if why := _widest(planned, parts).refuses(early):
-                problems.append(f"{name}: the confirmed plan says less than was lost: {why} ({plan.effect})")
+        early = [one for one in gone if one.answered <= min(plan.started for plan in plans)]
+        if why := _widest(planned, parts).refuses(early):
+            effects = "; ".join(plan.effect for plan in plans)
+            problems.append(f"{name}: the confirmed plan says less than was lost: {why} ({effects})")
     return problems
 
 
@@ -120,8 +135,9 @@ def _widest(allowances: Sequence[Allowance], parts: Sequence[str]) -> Allowance:
     return max(each, key=lambda one: (bool(one.unknown), one.since is not None, one.count or 0))
 
 
-def check_system(world: World, seen: Seen, ran: Ran) -> list[str]:
-    """One server takes writes, commits return, services run again, settings are as they were."""
+def check_system(world: World, seen: Seen, ran: Ran, texts: str) -> list[str]:
+    """One server takes writes, commits return, services run again, settings are as they were. `texts`: everything that
+    a person has read of the recovery."""
     problems = list[str]()
     writable = [role for role in world.roles if world.takes_writes(role)]
     if len(writable) != 1:
@@ -133,7 +149,7 @@ def check_system(world: World, seen: Seen, ran: Ran) -> list[str]:
         problems.append(f"stopped, although they ran before: {', '.join(sorted(missing))}")
     if not writable:
         return problems
-    problems += _check_commits(world)
+    problems += [*_check_commits(world), *_check_slot(world, texts), *_check_redis(world, seen, texts)]
     for name, value in seen.settings.items():
         ((now,),) = world.sql(f"SELECT current_setting('{name}')")
         if now != value and name not in ran.text and "ALTER SYSTEM" not in ran.text:
@@ -144,6 +160,46 @@ def check_system(world: World, seen: Seen, ran: Ran) -> list[str]:
         if name not in world.tokens.get("prepared", {}) and "prepared" not in ran.text:
             problems.append(f"the prepared transaction {name}, which had ended, is there again")
     return problems
+
+
+def _check_slot(world: World, texts: str) -> list[str]:
+    """A consumer's slot is there, or somebody has said that it is not."""
+    slot = world.tokens.get("slot")
+    if not slot or world.sql(f"SELECT 1 FROM pg_replication_slots WHERE slot_name = '{slot}'"):
+        return []
+    world.tokens.pop("slot")
+    return [] if slot in texts else [f"the logical slot {slot} has vanished without a word"]
+
+
+def _check_redis(world: World, seen: Seen, texts: str) -> list[str]:
+    """Running settings are as they were, or named; a replica follows its master, or is named."""
+    now = redis_settings(world)
+    problems = [
+        f"Redis's running setting {name} went from “{value}” to “{now[name]}” without a word"
+        for name, value in seen.redis.items()
+        if now and now[name] != value and name not in texts
+    ]
+    if REPLICA in seen.running and "redis" in world.running():
+        try:
+            until(world.replica_follows, what="the replica", seconds=ACKNOWLEDGED_SECONDS, every_seconds=0.1)
+        except Unreachable:
+            if "replica" not in texts:
+                problems.append("the replica of Redis does not follow, and no word says so")
+    return problems
+
+
+def check_standby(world: World) -> list[str]:
+    """A standby that has rejoined streams, takes no writes, and has every row of its primary."""
+    role = world.standby
+    try:
+        until(lambda: world.is_behind(role) is False, what="the standby", seconds=30, every_seconds=0.1)
+    except Unreachable:
+        return [f"{role} has rejoined, and does not follow its primary"]
+    counts = {
+        one: world.system.sql(one, "SELECT count(*), sum(attempt) FROM attempts", database=DATABASE)
+        for one in (world.primary, role)
+    }
+    return [] if len(set(map(str, counts.values()))) == 1 else [f"the standby has other rows: {counts}"]
 
 
 def _check_commits(world: World) -> list[str]:

@@ -71,12 +71,13 @@ class Store(Protocol):
 
 @dataclass
 class Ledger:
-    """The writes of one part, in order, on the branch of its history that is in use."""
+    """The writes of one part, in order, on the branch of its history that is in use. `deletes`: how many of them."""
 
     store: Store
     writes: list[Write] = field(default_factory=list)
     known: set[int] = field(default_factory=set)
     next_attempt: int = 1
+    deletes: float = 0.15
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -95,7 +96,7 @@ class Ledger:
 
     def write(self, chance: random.Random) -> Outcome:
         """Send one write, and note its outcome."""
-        write = self.note(chance.randrange(KEYS), deletes=chance.random() < 0.15)
+        write = self.note(chance.randrange(KEYS), deletes=chance.random() < self.deletes)
         write.outcome = self.store.send(write)
         write.answered = time.time()
         if write.outcome == "refused":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any
 
 from tests.fixtures import forked
@@ -67,11 +68,21 @@ class Ran:
         return "\n".join([self.headline, self.effect, *map(": ".join, self.facts.items()), *found, self.error])
 
 
-def launch(flow: str, variables: Mapping[str, str], parameters: Mapping[str, Any]) -> Ran:
-    """Run a runbook to its end."""
+def launch(
+    flow: str,
+    variables: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    signal_at: tuple[int, float] | None = None,
+) -> Ran:
+    """Run a runbook to its end, or until it gets a signal after so many seconds."""
     request = json.dumps({"flow": flow, "parameters": dict(parameters)})
     words = ["-m", "tests.recovery.sequences.operator", request]
     child = forked.launch(words, dict(variables), merge=True)
+    if signal_at:
+        number, seconds = signal_at
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+        child.send_signal(number)
     try:
         output, _ = child.communicate(SECONDS)
     except subprocess.TimeoutExpired:
@@ -89,6 +100,8 @@ def launch(flow: str, variables: Mapping[str, str], parameters: Mapping[str, Any
 
 def main() -> int:
     """Run it, and print its report."""
+    from prefect.exceptions import TerminationSignal
+
     from flows.launch import checked, find_flow
     from runbook.errors import OpsError, RunbookFailed
     from runbook.report import Report
@@ -104,12 +117,15 @@ def main() -> int:
     Report.__init__ = remember  # type: ignore[method-assign]
     given = json.loads(sys.argv[1])
     flow, error = find_flow(given["flow"]), ""
+    signal.signal(signal.SIGTERM, _end)
     try:
         flow.fn(**checked(flow, given["parameters"]))
     except RunbookFailed:
         pass
     except OpsError as failed:
         error = str(failed)
+    except TerminationSignal as ended:
+        error = str(ended)
     report = made[0] if made else None
     if report is None:
         print(f"{MARK}{json.dumps(asdict(Ran(given['flow'], error=error)))}")
@@ -132,6 +148,13 @@ def main() -> int:
     )
     print(f"{MARK}{json.dumps(asdict(ran), default=str)}", flush=True)
     return 0
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End a runbook as one that was launched from a shell ends."""
+    from prefect.exceptions import TerminationSignal
+
+    raise TerminationSignal(number)
 
 
 if __name__ == "__main__":

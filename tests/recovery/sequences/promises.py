@@ -11,9 +11,11 @@ from typing import Any
 from tests.recovery.sequences.ledger import Write
 from tests.recovery.sequences.operator import Ran
 
-REDIS = "Redis"
+REDIS, FILES = "Redis", "the files"
+APART = (REDIS, FILES)
+"""The parts that are no database."""
 WHOLE = ("PostgreSQL", "the cluster")
-"""A part that is every database."""
+"""Parts that are every database. (Of tables a ledger knows both.)"""
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = r"(?P<count>\d[\d,]*)"
 _SINCE = re.compile(
@@ -24,6 +26,8 @@ _GIVEN_UP = re.compile(rf"(?:^|[^\d]){_NUMBER} commits? (?:after|in [\d. a-z]+ a
 _UNKNOWN = re.compile(
     r"the loss(?: of (?P<part>\w+))? is unknown, because (?P<why>[^;]*)|(?P<rows>an unknown number of rows)"
 )
+_KEPT_FILES = "files written since the restore are kept, not live"
+_KEPT_ROWS = re.compile(r"rows written since (?P<since>\S+) are kept, not live")
 _LEFT = re.compile(rf"at most {_NUMBER}, not restored")
 
 
@@ -84,7 +88,7 @@ def of_report(ran: Ran) -> list[Allowance]:
 
 def widest(allowances: Sequence[Allowance], part: str) -> Allowance:
     """The largest loss of a part that was named."""
-    of_part = [one for one in allowances if one.part == part or (one.part == "" and part != REDIS)]
+    of_part = [one for one in allowances if one.part == part or (one.part == "" and part not in APART)]
     unknown = next((one for one in of_part if one.unknown), None)
     if unknown:
         return unknown
@@ -94,7 +98,8 @@ def widest(allowances: Sequence[Allowance], part: str) -> Allowance:
 
 
 def _of_loss(loss: Mapping[str, Any]) -> Allowance:
-    part = REDIS if REDIS in loss["part"] else loss["part"] if loss["part"] not in WHOLE else ""
+    is_whole = loss["part"] in WHOLE or loss["part"].startswith("public.")
+    part = REDIS if REDIS in loss["part"] else "" if is_whole else loss["part"]
     since = datetime.fromisoformat(loss["since"]).timestamp() if loss["since"] else None
     return Allowance(part, loss["count"] if since is None else None, since, loss["unknown"])
 
@@ -104,6 +109,10 @@ def _in_text(text: str, at: float) -> Iterator[Allowance]:
         unit = _UNITS[match["unit"]]
         age = int(match["age"]) * unit + unit  # rounded
         yield Allowance(match["part"] or "", None, at - age - 1)
+    if _KEPT_FILES in text:
+        yield Allowance(FILES, None, unknown=_KEPT_FILES)
+    for match in _KEPT_ROWS.finditer(text):
+        yield Allowance("", None, datetime.fromisoformat(match["since"]).timestamp() - 1)
     rest = _SINCE.sub("", text)
     for match in _COUNTED.finditer(rest):
         part = match["part"] or ""

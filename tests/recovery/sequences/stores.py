@@ -1,10 +1,11 @@
-"""The places where a ledger's writes go: a database of the cluster, and Redis."""
+"""The places where a ledger's writes go: a database of the cluster, Redis, and the files."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -137,3 +138,30 @@ class RedisStore:
         except redis.RedisError:
             return None
         return Content({int(key.split(b":")[1]): int(value) for key, value in zip(keys, values, strict=True)})
+
+
+class FilesStore:
+    """The application's files: one upload per key."""
+
+    def __init__(self, name: str, uploads: Path) -> None:
+        self.name, self.uploads = name, uploads
+
+    def send(self, write: Write) -> Outcome:
+        """One file."""
+        if not self.uploads.is_dir():
+            return "refused"
+        path = self.uploads / f"{write.key}.txt"
+        path.unlink(missing_ok=True)
+        if not write.deletes:
+            path.write_text(value_of(write.attempt))
+        return "acknowledged"
+
+    def read(self) -> Content | None:
+        """Every file."""
+        if not self.uploads.is_dir():
+            return None
+        found = {int(path.stem): path.read_text() for path in self.uploads.iterdir()}
+        rows = {key: int(text.split()[3]) for key, text in found.items()}
+        bad = [key for key, attempt in rows.items() if found[key] != value_of(attempt)]
+        assert not bad, f"{self.name}: files whose content is not the client's: {bad[:3]}"
+        return Content(rows)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,15 +15,18 @@ import pytest
 from lab.servers.postgres import DATABASE
 from tests.recovery.sequences import promises
 from tests.recovery.sequences.checks import Broken, compare, see
+from tests.recovery.sequences.confirmation import Carried, carry_out
 from tests.recovery.sequences.ledger import Content, Ledger, Outcome, Write
 from tests.recovery.sequences.operator import Ran
-from tests.recovery.sequences.recoveries import Carried, settle
 from tests.recovery.sequences.rounds import VARIANTS, play, sequence_of, shrink, variant_of
-from tests.recovery.sequences.world import Variant, World, running_world
+from tests.recovery.sequences.settlement import settle
+from tests.recovery.sequences.small_system import REPLICA, Variant
+from tests.recovery.sequences.steps import NOT_POSSIBLE, STEPS
+from tests.recovery.sequences.world import World, running_world
 
 SEEDS = range(1, 301)
-FIXED = (1, 2, 10, 13, 22, 23, 32, 33, 42, 43)
-"""In CI: two of each kind of system."""
+FIXED = (127, 245, 10, 190, 204, 260, 211, 283, 176, 298)
+"""In CI: of every kind of system, with the rare steps among them."""
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,47 @@ def test_a_stopped_service_and_a_hanging_commit_are_found(world: World) -> None:
     world.system.crash("receiver")  # commits wait for it
     with pytest.raises(Broken, match=r"stopped, although they ran before: receiver.*no write is acknowledged"):
         settle(world, Carried(seen, told, told))
+
+
+@pytest.mark.parametrize("world", [Variant(standby=False, replica=True)], indirect=True)
+def test_a_changed_file_slot_setting_and_replica_are_found(world: World) -> None:
+    """Everything of a client that is no row."""
+    world.reset()
+    assert STEPS["logical-slot"].do(world, random.Random(1)) == "created"
+    seen = see(world)
+    told = Ran("full-restore", "OK", effect="grc_db goes back; nothing is lost", lost="", started=seen.at)
+    settle(world, Carried(seen, told, told))
+    next(world.uploads.iterdir()).unlink()
+    world.sql("SELECT pg_drop_replication_slot('client_slot')")
+    world.redis().config_set("appendonly", "no")
+    world.redis(REPLICA).replicaof("NO", "ONE")
+    with pytest.raises(Broken) as broken:
+        settle(world, Carried(seen, told, told))
+    for said in ("the files", "client_slot has vanished", "appendonly went from “yes” to “no”", "does not follow"):
+        assert said in str(broken.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("world", [Variant(standby=False)], indirect=True)
+def test_a_run_that_a_signal_ends_is_run_again(world: World, number: signal.Signals) -> None:
+    world.reset()
+    assert STEPS["drop-table"].do(world, random.Random(1)) != NOT_POSSIBLE
+    world.tokens["interrupt"] = number, 1.0
+    carried = carry_out(world, random.Random(1), "full-restore")
+    settle(world, carried)
+    plan, ended = carried.before
+    assert (plan.status, ended.is_done, carried.ran.is_done) == ("PLANNED", False, True)
+
+
+@pytest.mark.parametrize("world", [Variant(standby=False)], indirect=True)
+def test_a_plan_for_a_dead_server_that_came_back_is_made_again(world: World) -> None:
+    """The confirmed run is refused, since another server runs now than in the plan; its new plan is carried out."""
+    world.reset()
+    world.system.crash("postgres")
+    world.tokens["starts"] = "postgres", 0.0
+    started = world.launch("full-restore").started
+    settle(world, carry_out(world, random.Random(1), "full-restore"))
+    assert started < world.sql("SELECT extract(epoch FROM pg_postmaster_start_time())")[0][0]
 
 
 class Nowhere:
@@ -164,4 +210,5 @@ def test_what_a_headline_allows(lost: str, within: list[Write], beyond: list[Wri
 def test_a_sequence_is_its_seed() -> None:
     assert [sequence_of(seed) for seed in SEEDS[:20]] == [sequence_of(seed) for seed in SEEDS[:20]]
     names = {word.partition(":")[0] for word in itertools.chain.from_iterable(map(sequence_of, SEEDS))}
+    assert {"restore-files", "restore-redis-replica", "logical-slot", "starting", "standby-behind", "kill-run"} <= names
     assert {"full-restore", "failover", "undo-restore", "drop-database", "comes-back", "tablespace"} <= names

@@ -1,5 +1,6 @@
 """The small system that random sequences happen to: PostgreSQL with a receiver and an archive of WAL, a standby, a
-second database, Redis with AOF; under a supervisord, with a backup of each kind. Each round begins from a cold copy.
+second database, Redis with AOF, perhaps with a replica; the application's files; under a supervisord, with a backup of
+each kind. Each round begins from a cold copy.
 
     with running_world(Variant()) as world:
         world.reset()
@@ -26,102 +27,22 @@ import psutil
 import psycopg
 import redis
 
-from lab.processes import run, write
+from lab.processes import run
 from lab.servers import postgres, replication
 from lab.servers.postgres import DATABASE, ROLE
-from lab.servers.supervision import Program
-from runbook.errors import Unreachable
 from runbook.wait import until
-from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
+from tests.fixtures.postgres.clusters import NAME
 from tests.fixtures.postgres.templates import Template
 from tests.recovery.sequences import operator
 from tests.recovery.sequences.ledger import Ledger, Write
 from tests.recovery.sequences.operator import Ran
-from tests.recovery.sequences.stores import TABLES, DatabaseStore, RedisStore, given_up_after
+from tests.recovery.sequences.promises import FILES, REDIS
+from tests.recovery.sequences.small_system import REPLICA, SERVICES, SmallSystem, Variant
+from tests.recovery.sequences.stores import TABLES, DatabaseStore, FilesStore, RedisStore, given_up_after
 
 OTHER, UNRELATED = "other_db", "unrelated"
 FIRST_WRITES = 40
 LASTING = ("var", "supervisord.conf", "supervisord.pid")
-SERVICES = {**PROGRAMS, "redis": "redis"}
-SETTINGS = ("max_prepared_transactions = 5", "fsync = off", "full_page_writes = on")
-REDIS = """
-[redis]
-port = {port}
-password_env = "PAIR_REDIS_PASSWORD"
-data_directory = "{data}"
-config_file = "{conf}"
-server_program = "{program}"
-os_user = "{user}"
-"""
-REDIS_CONF = """\
-bind 127.0.0.1
-port {port}
-requirepass {password}
-dir "{data}"
-appendonly yes
-appendfsync everysec
-save 900 1
-"""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Which system. `owner`: of the application's database."""
-
-    standby: bool = True
-    other: bool = False
-    owner: str = ROLE
-
-    @property
-    def name(self) -> str:
-        """For a round's line."""
-        return "+".join(
-            ["pg", *["standby"] * self.standby, *["other"] * self.other, *["owner:postgres"] * (self.owner != ROLE)]
-        )
-
-
-class SmallSystem(Cluster):
-    """The fixture's cluster with a Redis, and a TOML that describes what the variant has."""
-
-    def __init__(self, template: Template, variant: Variant) -> None:
-        self.variant = variant
-        alone = () if variant.standby else ("synchronous_standby_names = 'receiver'",)
-        super().__init__(template, settings=(*SETTINGS, *alone))
-
-    def _configure(self) -> None:
-        self.redis_conf = self.layout.valkey_conf
-        user = self.account.name if self.account.is_other else ""
-        argv = (self.binaries.redis, self.redis_conf)
-        self._programs = [Program("redis", argv, self.layout.redis_data.parent, user=user)]
-        self.account.directory(self.layout.redis_data.parent, 0o755)
-        self.account.directory(self.layout.redis_data, 0o750)
-        super()._configure()
-        text = REDIS_CONF.format(
-            port=self.state.ports.redis, password=self.state.passwords.redis, data=self.layout.redis_data
-        )
-        write(self.redis_conf, text, 0o600, self.account)
-
-    def _describe(self) -> None:
-        super()._describe()
-        shutil.rmtree(self.root / "opt")
-        toml = self.root / "pair.toml"
-        sections = toml.read_text().split("\n[")
-        left_out = ["application]", "logs]", *["standby]"] * (not self.variant.standby)]
-        text = "\n[".join(one for one in sections if not one.startswith(tuple(left_out)))
-        if not self.variant.standby:
-            text = text.replace('name = "standby"\nslot = "standby"\n', "").replace(
-                'standby = "postgresql-standby"\n', ""
-            )
-        toml.write_text(
-            text
-            + REDIS.format(
-                port=self.state.ports.redis,
-                data=self.layout.redis_data,
-                conf=self.redis_conf,
-                program=self.binaries.redis,
-                user=self.account.name,
-            )
-        )
 
 
 @dataclass
@@ -164,9 +85,9 @@ class World:
             "PREFECT_API_URL": "http://127.0.0.1:9/api",
         }
 
-    def launch(self, flow: str, **parameters: Any) -> Ran:
-        """One run of a runbook."""
-        ran = operator.launch(flow, self.variables, {"environment": NAME, **parameters})
+    def launch(self, flow: str, *, signal_at: tuple[int, float] | None = None, **parameters: Any) -> Ran:
+        """One run of a runbook. `signal_at`: it is ended by this signal after so many seconds, if it still runs."""
+        ran = operator.launch(flow, self.variables, {"environment": NAME, **parameters}, signal_at)
         if self.verbose:
             print(f"--- {flow} {parameters}\n{ran.text}\n", flush=True)
         return ran
@@ -187,12 +108,21 @@ class World:
         """The database servers."""
         return ("postgres", "standby") if self.variant.standby else ("postgres",)
 
-    def redis(self) -> redis.Redis:
-        """A client of Redis."""
+    def redis(self, role: str = "redis") -> redis.Redis:
+        """A client of Redis, or of its replica."""
         state = self.system.state
-        return redis.Redis(
-            port=state.ports.redis, password=state.passwords.redis, socket_timeout=10, socket_connect_timeout=5
-        )
+        port = state.ports.redis_replica if role == REPLICA else state.ports.redis
+        return redis.Redis(port=port, password=state.passwords.redis, socket_timeout=10, socket_connect_timeout=5)
+
+    @property
+    def files(self) -> Path:
+        """The application's directory."""
+        return self.root / "app" / "files"
+
+    @property
+    def uploads(self) -> Path:
+        """Where its users' files are."""
+        return self.files / "uploads"
 
     def sql(self, statement: str, database: str = "postgres") -> list[Any]:
         """As administrator, on whichever server takes writes."""
@@ -216,10 +146,37 @@ class World:
         """The role of the server that takes writes; the configured one where none does."""
         return next((role for role in self.roles if self.takes_writes(role)), "postgres")
 
+    @property
+    def standby(self) -> str:
+        """The role of the other server."""
+        return "standby" if self.primary == "postgres" else "postgres"
+
+    def is_behind(self, role: str) -> bool:
+        """Whether a standby has not replayed everything that its primary has written until now."""
+        try:
+            ((end,),) = self.system.sql(self.primary, "SELECT pg_current_wal_flush_lsn()")
+            follows = (
+                "SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= %s "
+                "AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"
+            )
+            return not self.system.sql(role, follows, end)[0][0]
+        except psycopg.Error:
+            return True
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a server takes writes."""
+        return any(map(self.takes_writes, self.roles))
+
+    @property
+    def redis_pid(self) -> int:
+        """The process of Redis; 0 where it does not run."""
+        return self.system.supervisor.services()["redis"].pid
+
     def running(self) -> set[str]:
         """The services that run."""
         found = self.system.supervisor.services()
-        known = {role: name for role, name in SERVICES.items() if self.variant.standby or role != "standby"}
+        known = {role: SERVICES[role] for role in self.variant.roles}
         return {role for role, name in known.items() if found[name].running or found[name].state == "STARTING"}
 
     # Its life
@@ -243,7 +200,10 @@ class World:
             name: Ledger(DatabaseStore(name, lambda name=name: self.address(name)))  # type: ignore[misc]
             for name in names
         }
-        self.ledgers["Redis"] = Ledger(RedisStore("Redis", self.redis))
+        self.ledgers[REDIS] = Ledger(RedisStore(REDIS, self.redis))
+        self.uploads.mkdir(parents=True)
+        (self.files / "app.py").write_text("print('code')\n")
+        self.ledgers[FILES] = Ledger(FilesStore(FILES, self.uploads), deletes=0.01)  # a deleted one counts as missing
         for name in names:
             self.sql(f"SET ROLE {ROLE}; {TABLES}", name)
         self.sql(f"SET ROLE {ROLE}; CREATE TABLE {UNRELATED} AS SELECT generate_series(1, 100) AS id", DATABASE)
@@ -251,7 +211,7 @@ class World:
         for ledger in self.ledgers.values():
             for _ in range(FIRST_WRITES):
                 assert ledger.write(chance) == "acknowledged"
-        for flow in ("backup-database", "backup-redis", "backup-cluster"):
+        for flow in ("backup-database", "backup-redis", "backup-files", "backup-cluster"):
             ran = self.launch(flow)
             assert ran.is_done, f"{flow}: {ran.text}\n{ran.output}"
         self._stop()
@@ -282,20 +242,32 @@ class World:
         return self.system.streaming() >= wanted
 
     def _start(self) -> None:
-        self.system.supervisor.start("redis")
+        for role in ("redis", *[REPLICA] * self.variant.replica):
+            self.system.supervisor.start(role)
         self.system.start("postgres")
-        until(self._redis_answers, what="Redis", seconds=60, every_seconds=0.05)
+        until(self.redis_answers, what="Redis", seconds=60, every_seconds=0.05)
+        if self.variant.replica:
+            until(self.replica_follows, what="the replica of Redis", seconds=60, every_seconds=0.05)
 
-    def _redis_answers(self) -> bool:
+    def redis_answers(self) -> bool:
+        """Whether it answers, with its data loaded."""
         try:
             return bool(self.redis().ping())
-        except redis.RedisError as error:
-            raise Unreachable(str(error)) from None
+        except redis.RedisError:
+            return False
+
+    def replica_follows(self) -> bool:
+        """Whether the replica of Redis has its master's data, and gets every write."""
+        try:
+            return self.redis(REPLICA).info("replication").get("master_link_status") == "up"
+        except redis.RedisError:
+            return False
 
     def _stop(self) -> None:
         self._close()
         self.system.stop("standby", "postgres", "receiver")
-        self.system.supervisor.stop("redis")
+        for role in ("redis", *[REPLICA] * self.variant.replica):
+            self.system.supervisor.stop(role)
 
     def _close(self) -> None:
         for ledger in self.ledgers.values():
@@ -306,7 +278,7 @@ class World:
         """What runs is of no further use."""
         self._close()
         supervisor = self.system.supervisor
-        for name in SERVICES.values():
+        for name in map(SERVICES.__getitem__, self.variant.roles):
             with contextlib.suppress(xmlrpc.client.Fault):  # it is stopped already
                 supervisor._call("stopProcess", name, False)
 

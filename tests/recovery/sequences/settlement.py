@@ -1,0 +1,100 @@
+"""What a recovery made of every part, compared with its plan and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.recovery.sequences.checks import Found, check_losses, check_system, compare
+from tests.recovery.sequences.confirmation import Carried, raise_broken
+from tests.recovery.sequences.ledger import Content, Ledger, Write
+from tests.recovery.sequences.operator import Ran
+from tests.recovery.sequences.promises import APART, FILES, REDIS
+from tests.recovery.sequences.steps import Mark
+from tests.recovery.sequences.world import World
+
+MENDS = {
+    REDIS: ("full-restore", "restore-redis", "undo-restore-redis"),
+    FILES: ("full-restore", "restore-files", "undo-restore-files"),
+}
+MEND_DATABASES = ("full-restore", "restore-database", "restore-to-point", "undo-restore", "undo-full-restore")
+"""Who restores a part that was missing before."""
+
+
+def settle(
+    world: World,
+    carried: Carried,
+    *,
+    back_to: dict[str, list[Write]] | None = None,
+    more: list[str] | None = None,
+) -> None:
+    """Compare everything, and go on with the branches that are live now. `back_to`: the branches that were asked for.
+
+    Raises:
+        Broken: a promise was broken.
+    """
+    seen, ran = carried.seen, carried.ran
+    problems, found, lost = list(more or ()), dict[str, Found](), dict[str, list[Write]]()
+    for name, ledger in world.ledgers.items():
+        wanted = back_to.get(name) if back_to else None
+        content = ledger.store.read()
+        if content is None and seen.content[name] is None and not _mends(carried, name):
+            continue  # as it was found
+        part = compare(ledger, ledger.copy() if wanted is None else wanted, content)
+        found[name] = part
+        lost[name] = part.lost if wanted is None else _given_up(ledger, wanted, content)
+        problems += part.problems
+        if wanted is not None and part.lost:
+            problems.append(f"{name}: {len(part.lost)} writes of the branch that was asked for are missing")
+        if wanted is None and part.abandoned:
+            problems.append(f"{name}: {len(part.abandoned)} writes of a branch that was left are there again")
+    problems += check_losses(lost, carried.plans, ran)
+    problems += _check_accidents(found, ran)
+    for name, part in found.items():
+        world.ledgers[name].restart(part.branch)
+    problems += check_system(world, seen, ran, carried.texts)
+    raise_broken(world, problems, carried.log)
+    world.tokens["marks"] = [one for one in world.tokens.get("marks", []) if _is_on(world, one)]
+
+
+def _given_up(ledger: Ledger, wanted: list[Write], content: Content | None) -> list[Write]:
+    """What the branch that is left had more than the one that was asked for. A part without a list of attempts may have
+    been emptied on that one: that is what was asked for."""
+    branch = ledger.copy()
+    if content is None or content.attempts is not None:
+        return compare(ledger, branch, content).lost
+    last = max((one.attempt for one in wanted), default=0)
+    return [one for one in branch if one.is_acknowledged and one.attempt > last]
+
+
+def _mends(carried: Carried, name: str) -> bool:
+    """Whether it is the recovery's task to restore a part; every database is a failover's where no server answers."""
+    flow = carried.ran.flow
+    brings_server = flow == "postgres-failover" and not carried.seen.is_writable
+    return flow in MENDS.get(name, MEND_DATABASES) or (name not in APART and brings_server)
+
+
+def _check_accidents(found: dict[str, Found], ran: Ran) -> list[str]:
+    """A table that an accident emptied, and that is empty still, is named."""
+    problems = list[str]()
+    for name, part in found.items():
+        if part.branch and part.branch[-1].is_accident and name not in APART:
+            words = ("without rows", "emptied", "TRUNCATE", "DELETE", "DROP TABLE", "missing")
+            if ran.flow == "full-restore" and not any(word in ran.text for word in words):
+                problems.append(f"{name}: the accident is still there, and no word says so")
+    return problems
+
+
+def _is_on(world: World, mark: Mark) -> bool:
+    """Whether the branches that are live have everything that a mark has."""
+    for name, number in mark.at.items():
+        ids = {write.attempt for write in world.ledgers[name].writes}
+        if any(write.is_acknowledged and write.attempt < number for write in world.ledgers[name].writes) and (
+            max(ids, default=0) < number - 1
+        ):
+            return False
+    return True
+
+
+def newest_kept(path: Path) -> Path | None:
+    """What a restore has put aside last."""
+    return max(path.parent.glob(f"{path.name}.superseded_*"), default=None)
