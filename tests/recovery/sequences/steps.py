@@ -140,7 +140,8 @@ def end_prepared(world: World, chance: random.Random) -> str:
     except psycopg.Error:
         return NOT_POSSIBLE
     attempt, ledger = prepared.pop(name), world.database
-    ledger.writes.remove(attempt)
+    if attempt in ledger.writes:  # a recovery may have dropped it from the branch
+        ledger.writes.remove(attempt)
     if commits:
         attempt.outcome, attempt.answered = "acknowledged", time.time()
         ledger.writes.append(attempt)
