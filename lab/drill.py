@@ -41,6 +41,7 @@ SHOWN = (
     "RTO",
     "RPO",
     "given up after the fault",
+    "loss by the runbook",
     "to be verified",
     "ledgers",
     "overhead of the drill",

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+import psycopg
+
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from blocks.postgres.server import execute
@@ -30,7 +32,7 @@ from tasks.cluster.swap import superseded_clusters
 from tasks.cluster.target import Stop
 from tasks.failover.member import read_configured
 from tasks.host.disk import is_here
-from tasks.postgres.replication.status import parse_sync_names
+from tasks.postgres.replication.status import DOES_NOT_WAIT, parse_sync_names
 from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.archive.archive import timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from
@@ -332,32 +334,46 @@ def _unreadable(env: Environment, fenced: FencedServer) -> str:
     """Why nobody can read how far a stopped server got, if commits may exist that no copy has; "" otherwise."""
     if fenced.problem:
         return f"how far the live server got cannot be read: {fenced.problem}"
-    return unwaited(env) if fenced.data is None else ""
+    if fenced.data is None and (why := unwaited(env)):
+        return f"{env.postgres.data_directory} is missing, and {why}"
+    return ""
 
 
 def _local(directory: Path) -> list[Local]:
     return [one for one in find_segments(directory) if one.system] if directory.is_dir() else []
 
 
-def unwaited(env: Environment) -> str:
-    """Why commits may exist that only the missing data directory had; "" where each waited for a copy that was read."""
-    missing = f"{env.postgres.data_directory} is missing"
-    if not env.has("wal") or env.wal.method != "receivewal":
-        return f"{missing}, and with it the WAL that was not archived yet"
-    if not is_here(env.postgres.host):
-        return f"{missing}, and its configuration is on {env.postgres.host}"
-    names = parse_sync_names(read_configured(env.postgres, "synchronous_standby_names"))
-    read = {env.wal.name}
+def unwaited(env: Environment, *promoted: str) -> str:
+    """Why commits may exist that only the data directory has; "" where each waited for a copy that is read without it:
+    the WAL receiver's, that of a standby on this host, and that of the standbys named in `promoted`."""
+    received = env.has("wal") and env.wal.method == "receivewal"
+    if not received and not promoted:
+        return "commits did not wait until their WAL was archived"
+    if not (found := _sync_settings(env)):
+        return f"its configuration is on {env.postgres.host}"
+    names = parse_sync_names(found[0])
+    if not names.needed or found[1] in DOES_NOT_WAIT:
+        return f"commits did not wait for {' or '.join([*promoted, *['the WAL receiver'] * received])}"
+    read = {*promoted, *([env.wal.name] if received else [])}
     if env.has("standby") and is_here(env.standby.host):  # its pg_wal is shipped
         read.add(env.standby.name)
-    if not names.needed:
-        return f"{missing}, and commits did not wait for the WAL receiver"
     # Each commit waited for `needed` of the names: it is on one that was read, if fewer than that were not.
-    return (
-        ""
-        if names.needed > len(set(names.names) - read)
-        else f"{missing}, and commits waited for {', '.join(names.names)}, not all of which can be read"
-    )
+    if names.needed > len(set(names.names) - read):
+        return ""
+    return f"commits waited for {', '.join(names.names)}, not all of which can be read"
+
+
+def _sync_settings(env: Environment) -> list[str]:
+    """The standbys that commits wait for, and synchronous_commit: from the files on this host, or from a server on
+    another host. Empty: it does not answer."""
+    names = ("synchronous_standby_names", "synchronous_commit")
+    if is_here(env.postgres.host):
+        return [read_configured(env.postgres, name) for name in names]
+    try:
+        with env.postgres.connect(seconds=nodes.ASK_SECONDS) as connection:
+            return [str(execute(connection, "SELECT current_setting(%s)", name)[0][0]) for name in names]
+    except (OpsError, psycopg.Error):
+        return []
 
 
 def judge_objective(report: Report, env: Environment, newest: datetime) -> None:
@@ -386,10 +402,27 @@ def planned_loss(env: Environment, copy: ClusterCopy, given_up: int, *, to_the_e
         found = measure.work(env, live, copy, Loss(copy.part))
         return found if found.unknown else replace(found, as_of=clock.now())
     if to_the_end:
-        is_silent = live and not _renamed(env) and not nodes.ask(env.postgres)
-        why = _unreadable(env, live) if live and is_silent else "" if live else copy.origin.unread
-        return Loss.not_known(copy.part, why) if why else Loss(copy.part)
+        return _loss_at_end(env, copy.part, live, copy.origin.unread)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
     counted = _counted(copy, known, Loss(copy.part))
     read_to = known[-1].lsn if known else copy.end
     return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now(), read_to=read_to)
+
+
+def loss_at_end(env: Environment) -> Loss | None:
+    """The loss of a recovery of the whole cluster to the end of its WAL, as its plan states it where the archive has no
+    gap. None: the server is on another host, so only the archived WAL shows it."""
+    if not is_here(env.postgres.host):
+        return None
+    live = read_written(env.postgres, Path(env.postgres.data_directory))
+    return _loss_at_end(env, env.postgres.database, live, "")
+
+
+def _loss_at_end(env: Environment, part: str, live: FencedServer | None, unread: str) -> Loss:
+    """A recovery to the end has what is written until the fence. `live` None: the server is on another host."""
+    if live is None:
+        why = unread
+    else:
+        is_silent = not _renamed(env) and not nodes.ask(env.postgres)
+        why = _unreadable(env, live) if is_silent else ""
+    return Loss.not_known(part, why) if why else Loss(part)

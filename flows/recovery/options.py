@@ -248,19 +248,18 @@ class RestoreOptions:
         return lsn_of(content_in(dump.backup).lsn) < stop + LEAST_COMMIT_BYTES
 
     def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
-        """The options with their losses, against the newest known commit, and the chosen one."""
-        known = [one.newest_known for one in found if one.replay]
-        newest = max(known) if self.in_place and known else self.report.started
+        """The options with their losses, and the chosen one."""
+        losses = [one.planned_loss(self.env, in_place=self.in_place) for one in found]
+        self.loss = losses[found.index(chosen)]
         disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
         free = size(disk.free_bytes) if disk else "not measured"
-        self.loss = chosen.planned_loss(self.env, in_place=self.in_place)
         rows = [
             (
                 *(one.kind, one.backup.name, one.newest.astimezone(self.env.zone).isoformat(" ")),
-                *(one.loss_text(newest), f"about {duration(one.expected_seconds(self.env))}"),
+                *(loss.text, f"about {duration(one.expected_seconds(self.env))}"),
                 *(f"{size(one.needs)} / {free}", "chosen" if one is chosen else ""),
             )
-            for one in found
+            for one, loss in zip(found, losses, strict=True)
         ]
         self.report.table(OPTIONS, COLUMNS, [*rows, *((kind, why, "none", *[""] * 4) for kind, why in reasons.items())])
 

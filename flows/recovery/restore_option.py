@@ -10,7 +10,7 @@ from types import MappingProxyType
 from blocks.environment import Environment
 from flows.database import restore_steps as database
 from flows.database.free_space import WAL_RATIO
-from flows.recovery.destruction import WalTarget, commits
+from flows.recovery.destruction import WalTarget
 from flows.recovery.gate import ClusterCopy, planned_loss
 from flows.recovery.point.build import BUILD, REPLAY, expected_seconds
 from flows.recovery.point.choice import PointOrigin
@@ -79,23 +79,6 @@ class RestoreOption:
         if not self.replay:
             return f"{self.backup.name}, newest write at {newest}"
         return f"{self.backup.name} with {len(self.replay.found.links)} segments of WAL, newest write at {newest}"
-
-    @property
-    def newest_known(self) -> datetime:
-        """The newest commit in its WAL, other than the one that destroyed data."""
-        if not self.replay or not self.replay.found.newest or not self.replay.target.given_up:
-            return self.newest
-        return self.replay.found.newest.at
-
-    def loss_text(self, newest: datetime) -> str:
-        """The loss, with the newest known commit at `newest`."""
-        lost = max((newest - self.newest).total_seconds(), 0.0)
-        if not self.replay:
-            return f"{lost:,.1f} s"
-        if self.replay.origin.unread:
-            return "unknown"
-        given_up = self.replay.target.given_up
-        return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
     def copy(
         self, part: str, databases: Collection[int] = (), names: Mapping[int, str] = MappingProxyType({})

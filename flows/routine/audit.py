@@ -11,6 +11,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.routine.sources.evidence import EvidenceSource
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.files.chain import verify_chain
 from runbook.flow import flow
@@ -121,6 +122,7 @@ def _reports(report: Report, evidence: EvidenceSource, env: Environment, since: 
             "status": one.status,
             "started": one.started,
             "hash": one.content.get("hash"),
+            "losses": [loss.detail for loss in one.losses],
         }
         for one in found
     ]
@@ -130,6 +132,8 @@ def _reports(report: Report, evidence: EvidenceSource, env: Environment, since: 
             evidence.add(f"reports/{env.name}/{one.path.name}", one.content)
     critical = sum(one.status == Status.CRITICAL for one in found)
     report.fact(f"reports ({env.name})", f"{len(found):,}, {critical:,} of them CRITICAL")
+    recovered = [(clock.text(one.started, "minutes"), one.status, one.runbook, one.lost) for one in found if one.losses]
+    report.table(f"Recoveries ({env.name})", ("began", "status", "runbook", "lost"), recovered)
     drills = [
         (f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get("scenario", ""))
         for one in found

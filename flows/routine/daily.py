@@ -343,7 +343,7 @@ def _judge_age(page: Page, reach: RecoveryPoints, resource: Resource, newest: Ba
             f"newest backup of {resource}",
             age <= WEEKLY.total_seconds(),
             f"{take} takes one now",
-            value=f"{told}; {best.told} loses {duration(loss)}",
+            value=f"{told}; recovered by {best.told}: {reach.loss(best, 'data corrupted').text}",
             expected=rpo,
         )
         return

@@ -102,13 +102,13 @@ def _tell_recoverable(report: Report, env: Environment) -> str:
 
 
 def _recoverable(found: RecoveryStanding, one: Recoverable) -> str:
-    """`- ✓ database: up to 2026-11-29 01:14:51 +09:00, 0.0 s lost, in 16.0 s, by point in time: restore-to-point`."""
+    """`- ✓ database: recovered up to 2026-11-29 01:14:51 +09:00, in 16.0 s, by standby; LOSS: postgres-failover`."""
     mark, why = board_page.MARK[one.state], escaped(one.why)
     if one.at is None or one.loss_seconds is None:
         return f"- {mark} {one.resource}: {why}"
-    point, lost = board_page.moment(found, one.at), duration(one.loss_seconds)
+    point = board_page.moment(found, one.at)
     takes = duration(one.seconds) if one.seconds is not None else "a time never measured"
-    how = f"up to {point}, {lost} lost, in {takes}, by {escaped(one.option)}"
+    how = f"recovered up to {point}, in {takes}, by {escaped(one.option)}; {escaped(one.lost)}"
     return f"- {mark} {one.resource}: {how}: {one.runbook}" + (f" ({why})" if why else "")
 
 

@@ -11,7 +11,7 @@ from runbook import clock
 from runbook.guard.loss import Loss, losses_text
 from runbook.guard.permit import PlannedStep
 from runbook.next import Next
-from runbook.units import about, rounded
+from runbook.units import about
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class Effect:
 def back_to(what: str, at: datetime) -> str:
     """`app_db goes back to 01:59 (+09:00)`."""
     return f"{what} goes back to {clock.short(at)}"
-
-
-def lost_since(at: datetime) -> str:
-    """`writes of the last 2 min are lost`."""
-    return f"writes of the last {rounded(max((clock.now() - at).total_seconds(), 0))} are lost"
 
 
 def seconds_from(steps: Sequence[PlannedStep], name: str) -> float:

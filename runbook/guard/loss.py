@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from runbook import clock
 from runbook.units import counted, rounded
@@ -18,9 +19,10 @@ class Loss:
     """What one part loses.
 
     `part`: its name ("app_db", "Redis", "the files"). `count`: lost `unit`s; None: not counted. `since`: everything
-    written after it is lost; `at_most`: not all of that need be. `unknown`: why neither is known. `first`, `last`: the
-    times of the first and the last lost one; `by`: how many, by database. `as_of`: when a plan counted, by the WAL up
-    to the LSN `read_to`; what is written later is lost too. `later`: how many of them were written after the plan.
+    written after it is lost; `at_most`: not all of that need be. `unknown`: why neither is known. Without these three,
+    nothing can be restored. `first`, `last`: the times of the first and the last lost one; `by`: how many, by database.
+    `as_of`: when a plan counted, by the WAL up to the LSN `read_to`; what is written later is lost too. `later`: how
+    many of them were written after the plan.
     """
 
     part: str = "the data"
@@ -51,10 +53,31 @@ class Loss:
         """A loss that nobody could measure, and why."""
         return cls(part, None, unknown=why)
 
+    @classmethod
+    def everything(cls, part: str) -> Loss:
+        """Nothing of a part can be restored."""
+        return cls(part, None)
+
+    @classmethod
+    def from_json(cls, filed: Mapping[str, Any]) -> Loss:
+        """A loss of an earlier JSON report.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        since = datetime.fromisoformat(filed["since"]) if filed["since"] else None
+        at_most = bool(filed.get("at_most"))
+        return cls(filed["part"], filed["count"], filed["unit"], since, filed["unknown"], at_most=at_most)
+
     @property
     def is_none(self) -> bool:
         """Whether nothing is lost, and that is known."""
         return not self.unknown and self.since is None and self.count == 0 and self.as_of is None
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing can be restored."""
+        return not self.unknown and self.since is None and self.count is None
 
     @property
     def text(self) -> str:
@@ -68,6 +91,8 @@ class Loss:
             if self.count is not None:
                 return f"writes of {self.part} of the last {age} are lost: {counted(self.count, self.unit)}"
             return f"writes of {self.part} of the last {age} are lost"
+        if self.is_everything:
+            return f"everything of {self.part} is lost"
         if not self.count and self.as_of is None:
             return f"nothing of {self.part} is lost"
         return (
@@ -101,13 +126,13 @@ class Loss:
         """The loss in a JSON report. `count` null: not counted."""
         since = self.since.isoformat() if self.since else None
         known = {"part": self.part, "count": self.count, "unit": self.unit, "since": since, "unknown": self.unknown}
-        return {**known, "text": self.text}
+        return {**known, "at_most": self.at_most, "text": self.text}
 
     def is_within(self, confirmed: Loss) -> bool:
         """Whether a person who confirmed that loss has confirmed this one too."""
-        if confirmed.unknown:
+        if confirmed.unknown or confirmed.is_everything:
             return True
-        if self.unknown:
+        if self.unknown or self.is_everything:
             return False
         if confirmed.since is not None:
             return self.since is None or self.since >= confirmed.since

@@ -219,7 +219,7 @@ class Pinned:
     def _judge_writes(self, report: Report, written: Mapping[str, int], changes: list[tuple[str, str, str]]) -> None:
         warn, most = report.limit(WRITES)
         for name, number in written.items():
-            end = "; they will be lost too" if report.states[name].lost else ""
+            end = "; this run's loss includes those that it replaces" if report.states[name].lost else ""
             report.fact(f"writes since the plan ({name})", f"{size(number)}{end}")
             if number > most:
                 changes.append((f"writes ({name})", "none", f"{size(number)}, more than {size(most)}{end}"))

@@ -15,7 +15,7 @@ from tasks.host.disk import is_here
 
 LIVES = (
     "repair it there, or stop all its services (application first) so that nothing restarts them, then run this again: "
-    "its further writes would be lost"
+    "the new region never has its further writes"
 )
 DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then run this again"
 _PORTS = {"http": 80, "https": 443}

@@ -113,7 +113,7 @@ def _points(env: Environment, written: WrittenWal, which: Stores, none: Point) -
     history = timeline_in_use(env, archive, own, written.system)
     tail = which == "backups" and env.has("wal")
     listings = [(_with_tail(env, own, written.system) if tail else own, none)]
-    if tail and not none.beside and env.stores(which).survives != "server" and lives_here(env, "database"):
+    if tail and not none.beside and not survives_with_tail(env):
         listings = [(listings[0][0], replace(none, beside=True)), (own, none)]
     usable = [one for one in candidates if is_on(history, cluster_in(one))]
     wanted = {one.name: one for one in (*usable[-MOST_BASES:], *[one for one in usable if one.verified][-1:])}
@@ -132,6 +132,11 @@ def _points(env: Environment, written: WrittenWal, which: Stores, none: Point) -
         for listing, kind in listings
         for point in _best([_point(one, backups, listing, history, moment, kind) for one in wanted.values()])
     ]
+
+
+def survives_with_tail(env: Environment) -> bool:
+    """Whether the WAL receiver's files are not lost with the database's host."""
+    return env.has("wal") and (env.stores("backups").survives == "server" or not lives_here(env, "database"))
 
 
 def _best(found: Sequence[Point]) -> list[Point]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from runbook.guard.loss import Loss
+
 Resource = Literal["database", "redis", "files"]
 Means = Literal["standby", "point in time", "replica", "backup"]
 Place = Literal["live", "backups", "copies"]
@@ -63,8 +65,16 @@ class Point:
                 return self.means not in FOLLOWING
         return not self.beside
 
+    def loss(self, part: str, now: datetime) -> Loss:
+        """The loss of the resource, which reports call `part`."""
+        if self.at is None:
+            return Loss.not_known(part, self.problem) if self.unknown else Loss.everything(part)
+        if not self.exact:
+            return Loss.at_most_since(part, self.at)
+        return Loss.everything_since(part, self.at) if self.at < now else Loss(part)
+
     def loss_seconds(self, now: datetime) -> float | None:
-        """The loss at most; None where nothing can be restored."""
+        """The loss at most, for the comparison with the RPO; None where nothing can be restored."""
         return max(0.0, (now - self.at).total_seconds()) if self.at else None
 
 

@@ -35,7 +35,7 @@ State = Literal["red", "yellow", "green"]
 @dataclass(frozen=True)
 class Recoverable:
     """One resource: the newest restorable time (`at`), the `option` and `runbook` for it, its loss and duration (None:
-    unknown), since when it is `proven` ("": never). `why`: the reason for red or yellow."""
+    unknown), since when it is `proven` ("": never). `why`: the reason for red or yellow. `lost`: the loss in words."""
 
     resource: Resource
     state: State
@@ -46,6 +46,7 @@ class Recoverable:
     option: str
     runbook: str
     proven: str
+    lost: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class LastDrill:
 
 
 @dataclass(frozen=True)
+class LastRecovery:
+    """The newest recovery that was no drill, and what it measured as lost."""
+
+    at: datetime
+    status: str
+    runbook: str
+    lost: str
+
+
+@dataclass(frozen=True)
 class RecoveryStanding:
     """Of one environment, as of `checked`. `next_drill` "": none is scheduled, or Prefect did not answer."""
 
@@ -81,6 +92,7 @@ class RecoveryStanding:
     backups: tuple[BackupAge, ...]
     drill: LastDrill | None
     next_drill: datetime | None
+    recovery: LastRecovery | None = None
 
 
 _SHAPE = TypeAdapter(RecoveryStanding)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss, losses_text
+
+DRILL = "dr-drill"
+RECOVERIES = (
+    *("full-restore", "undo-full-restore", "restore-to-point", "region-failover", "postgresql-failover"),
+    *("restore-database", "undo-restore", "restore-tables", "undo-restore-tables"),
+    *("redis-failover", "restore-redis", "undo-restore-of-redis", "restore-files", "undo-restore-of-files"),
+)
+"""The runbooks that replace live data, by the names of their reports."""
+LONGEST_DRILL = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,16 @@ class FiledReport:
     def findings(self) -> list[dict[str, str]]:
         return list(self.content["findings"])
 
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What a recovery measured as lost, by part."""
+        return tuple(Loss.from_json(one) for one in self.content.get("losses", ()))
+
+    @property
+    def lost(self) -> str:
+        """The same as a clause."""
+        return losses_text(self.losses or (Loss.not_known("the data", "that run measured none"),), detailed=True)
+
     def rows(self, evidence: str) -> list[list[str]]:
         """The rows of the table of that name, none where there is none."""
         return [row for item in self.content["evidence"] if item["name"] == evidence for row in item["rows"]]
@@ -75,6 +96,20 @@ def filed(
         yield found
 
 
+def recoveries(directory: Path, environment: str) -> Iterator[FiledReport]:
+    """The recoveries that replaced data, newest first. Those of drills are left out.
+
+    Raises:
+        OpsError: the directory may not be read.
+    """
+    by_runbook = [filed(directory, environment, name) for name in RECOVERIES]
+    for one in heapq.merge(*by_runbook, key=lambda one: one.started, reverse=True):
+        replaced = one.losses or one.status in ("OK", "WARN")
+        drills = filed(directory, environment, DRILL, since=one.started - LONGEST_DRILL)
+        if replaced and not any(drill.started <= one.started <= drill.finished for drill in drills):
+            yield one
+
+
 def last(directory: Path, environment: str, runbook: str, *, planned: bool = False) -> FiledReport | None:
     """The newest report of a runbook that did something: plans count only where they are asked for."""
     return next((one for one in filed(directory, environment, runbook) if planned or one.status != "PLANNED"), None)
@@ -88,7 +123,7 @@ def _is_of(found: FiledReport, runbook: str) -> bool:
 def _read(path: Path) -> FiledReport | None:
     try:
         found = FiledReport(path, json.loads(path.read_text(encoding="utf-8")))
-        _ = found.environment, found.status, found.finished, found.facts
+        _ = found.environment, found.status, found.finished, found.facts, found.losses
         _ = [(one["name"], one["status"], one["value"], one["hint"]) for one in found.findings]
         _ = [(item["name"], [*item["rows"]]) for item in found.content["evidence"]]
         return found if found.started.tzinfo else None

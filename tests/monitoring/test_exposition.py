@@ -83,8 +83,11 @@ def record(now: datetime) -> RecoveryStanding:
         "point in time",
         "restore-to-point",
         "2026-11-28",
+        "at most the writes of app of the last 3 min are lost",
     )
-    lost = Recoverable("redis", "red", "none", None, None, None, "none", "show-recovery-options", "")
+    lost = Recoverable(
+        "redis", "red", "none", None, None, None, "none", "show-recovery-options", "", "everything of Redis is lost"
+    )
     ages = (BackupAge("postgres", now - timedelta(hours=1), now - timedelta(hours=25)), BackupAge("redis", None, None))
     drill = LastDrill(now - timedelta(days=3), "CRITICAL", "full_restore", None)
     return RecoveryStanding(NAME, "", "Asia/Tokyo", now, 3600.0, 14400.0, (database, lost), ages, drill, None)

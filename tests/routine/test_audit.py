@@ -18,11 +18,12 @@ from lab.processes import OsAccount
 from runbook import shell
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files import chain
+from runbook.guard.loss import Loss
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.reports.evidence import MANIFEST, verify_sealed
 from tests.fixtures.logfiles import line
-from tests.fixtures.reports import bad
+from tests.fixtures.reports import bad, rows
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 from tests.redis.servers import PASSWORD, RedisServer
 
@@ -137,11 +138,18 @@ def test_everything_is_in_it_and_no_secret(
         + line("audit", at - timedelta(days=800), user_id="long-gone", result="success", **event)
     )
     drilled(tmp_path / "reports")
+    restored = Report("Full restore", NAME, started=at, finished=at)
+    restored.loses(Loss(DATABASE, 3))
+    chain.append(tmp_path / "reports", "full-restore", restored.as_json())
     postgres_server.sql("CREATE TABLE secrets (id int)", database=DATABASE)
     postgres_server.sql("GRANT SELECT ON secrets TO grc_user", database=DATABASE)
     report = collect()
     assert bad(report) == {}, "each could be asked, and is as it should be"
+    ((_, status, runbook, lost),) = rows(report, f"Recoveries ({NAME})")
+    assert (status, runbook, lost) == ("OK", "Full restore", f"3 commits of {DATABASE} are lost")
     files = content(archive(report))
+    index = json.loads(files[f"reports/{NAME}/index.json"])["reports"]
+    assert [one["losses"] for one in index if one["runbook"] == "Full restore"] == [[lost]]
     roles = {role["name"]: role for role in json.loads(files["access/postgres.json"])["roles"]}
     assert "superuser" in roles["postgres"]["attributes"]
     assert roles["grc_user"]["attributes"] == ["login"]

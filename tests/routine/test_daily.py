@@ -245,6 +245,8 @@ def test_an_old_dump_is_well_where_a_proven_base_backup_and_wal_reach_to_now(clu
     report = reported(lambda: daily_check.fn(CLUSTER, "backup"))
     found = finding(report, "newest backup of database")
     assert found.status is Status.OK
-    assert f"{path.name} is 12 h 00 min old; point in time ({name}) loses" in found.value
+    assert (
+        f"{path.name} is 12 h 00 min old; recovered by point in time ({name}): nothing of grc_db is lost" in found.value
+    )
     assert finding(report, "newest base backup").status is Status.OK
     assert finding(report, "newest backup of files").status is Status.CRITICAL, "there is none"

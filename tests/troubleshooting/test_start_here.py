@@ -193,8 +193,10 @@ def test_the_deployments_and_the_report_lead_to_the_forms(env: Path) -> None:
     assert set(links(description)) == {"review-performance", "search-audit-log"}
 
     at, why = datetime.now(UTC), "server lost: 2 h would be lost, RPO 1 h"
-    bad = Recoverable("redis", "red", why, at, 7200.0, 9.0, "backup", "full-restore", "")
-    good = Recoverable("database", "green", "", at, 0.0, 16.0, "point in time", "restore-to-point", "2026-11-28")
+    bad = Recoverable("redis", "red", why, at, 7200.0, 9.0, "backup", "full-restore", "", "the writes are lost")
+    good = Recoverable(
+        "database", "green", "", at, 0.0, 16.0, "point in time", "restore-to-point", "2026-11-28", "none"
+    )
     (env / "reports").mkdir()
     found = RecoveryStanding(NAME, "", "Asia/Tokyo", at, 3600.0, 14400.0, (good, bad), (), None, None)
     standing.save(env / "reports", found)

@@ -20,7 +20,14 @@ from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.host.disk import disk_on
 from tasks.postgres.replication.rates import Rates, measure_rates, seconds_until
-from tasks.postgres.replication.status import Replication, Slot, Standby, parse_sync_names, read_replication
+from tasks.postgres.replication.status import (
+    DOES_NOT_WAIT,
+    Replication,
+    Slot,
+    Standby,
+    parse_sync_names,
+    read_replication,
+)
 from tasks.postgres.replication.wraparound import read_wraparound
 from tasks.postgres.sessions.holders import find_holders
 
@@ -28,7 +35,6 @@ from tasks.postgres.sessions.holders import find_holders
 SILENT_SECONDS = 25.0
 # Less than this can be in transit at any moment.
 BEHIND_BYTES = 1_000_000
-DOES_NOT_WAIT = ("off", "local")
 
 
 @flow(name="check-replication", flow_run_name=RunName("check-replication {environment}"))
@@ -128,7 +134,7 @@ def _mode(found: Replication) -> str:
         return "no standby is connected: nothing is replicated"
     if not names.needed:
         worst = size(max(standby.flush_bytes for standby in found.physical))
-        return f"asynchronous: a failover now loses up to {worst}"
+        return f"asynchronous: a standby is up to {worst} behind"
     if settings.sync_commit in DOES_NOT_WAIT:
         return f"asynchronous in effect: synchronous_commit is {settings.sync_commit}, commits wait for no standby"
     waits = {"remote_write": "written (not flushed)", "remote_apply": "replayed"}.get(settings.sync_commit, "flushed")

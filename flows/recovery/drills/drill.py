@@ -311,6 +311,7 @@ def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
         outcome = summary.report_ledger(drill, live)
         if outcome:
             summary.report_verdict(report, drill, scenario, outcome)
+            summary.judge_stated_loss(report, drill, live, outcome)
             summary.report_timeline(report, drill)
         control.report_results(report, controls)
         summary.report_problems(report, drill)

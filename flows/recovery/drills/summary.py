@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blocks.environment import Environment
+from flows.recovery import gate
 from flows.recovery.drills.scenario import Drill, Scenario
+from flows.recovery.objectives.points import FILES, REDIS
 from runbook import clock
+from runbook.guard.loss import Loss, losses_text
 from runbook.page.timeline import spans
 from runbook.report import Evidence, Report, Status, StepTime
 from runbook.units import duration
 from tasks.drill.ledger import WriteAttempt
 from tasks.drill.lost_writes import LedgerResult, find_lost_in
+from tasks.postgres.replication.synchronous import address
 
 MEASURED = "Measured"
 MOST_MISSING = 500
@@ -143,6 +147,43 @@ def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Ou
     if outcome.given_up:
         report.fact(GIVEN_UP, f"{len(outcome.given_up):,} of {of}")
     report.fact("to be verified", scenario.checks)
+
+
+def judge_stated_loss(report: Report, drill: Drill, live: Environment, outcome: Outcome) -> None:
+    """Compare the loss that the runbooks stated with the ledger: they must not state less."""
+    stated, lost = _stated(drill, live), (*outcome.lost, *outcome.given_up)
+    text = losses_text(stated, detailed=True) if stated else "no runbook stated a loss"
+    report.fact("loss by the runbook", text)
+    report.require(
+        "the runbook's loss",
+        not writes_beyond(stated, lost),
+        "the runbook's plan and report are wrong: find out why its gate missed these writes (the table of missing "
+        "writes has each of them), and do not rely on that runbook until it is fixed",
+        value=f"by the ledger {len(lost):,} of {outcome.acknowledged:,} acknowledged writes; by the runbook: {text}",
+        expected="no less than the ledger's",
+    )
+
+
+def _stated(drill: Drill, live: Environment) -> list[Loss]:
+    """What the drill's runs stated about the database: measured, or by the plan where nothing measures it. Redis and
+    the files have no ledger; a node that rejoins is a copy."""
+    others = {REDIS, FILES, *(address(node) for node in (*drill.env.nodes(), *live.nodes()))}
+    done = [run for run in drill.runs if run.permitted]
+    return [
+        loss
+        for run in done
+        for loss in (tuple(run.losses.values()) or gate.planned_losses(run))
+        if loss.part not in others
+    ]
+
+
+def writes_beyond(stated: Sequence[Loss], lost: Sequence[WriteAttempt]) -> int:
+    """The lost writes that these losses do not cover. A write is one commit or more."""
+    if any(loss.unknown or loss.is_everything for loss in stated):
+        return 0
+    since = min((loss.since for loss in stated if loss.since), default=None)
+    before = [one for one in lost if since is None or (one.answered and one.answered <= since)]
+    return max(len(before) - sum(loss.count or 0 for loss in stated if not loss.since), 0)
 
 
 def report_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None:

@@ -30,11 +30,13 @@ from prefect.exceptions import PrefectException
 from blocks.environment import Environment
 from flows.recovery.objectives import board_page
 from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
+from runbook import clock
 from runbook.current import artifact_key
 from runbook.drivers import described
 from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly
+from runbook.guard.loss import Loss
 from runbook.language.say import say, use_language
 from runbook.log import logger
 from runbook.page.width import fit
@@ -44,11 +46,11 @@ from tasks.prefect.offered_backups import offer_backups
 from tasks.recovery_points import standing
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Danger, Means, Point, Resource, best_of
-from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, RecoveryStanding, State
-from tasks.reports.past import filed
+from tasks.recovery_points.standing import BackupAge, LastDrill, LastRecovery, Recoverable, RecoveryStanding, State
+from tasks.reports.past import DRILL, filed, recoveries
 
 FILE, ARTIFACT = "recovery-board.html", "recovery-board"
-DRILL_FLOW, DRILL_REPORT, DRILL_TABLE = "run-drill", "dr-drill", "Measured"
+DRILL_FLOW, DRILL_TABLE = "run-drill", "Measured"
 JUDGED: tuple[Danger, ...] = ("server lost", "data corrupted")
 RUNBOOKS: dict[Means, str] = {
     "standby": "postgres-failover",
@@ -124,6 +126,7 @@ def standing_of(env: Environment, reach: RecoveryPoints) -> RecoveryStanding:
         backups,
         _last_drill(env),
         _next_drill(env.name),
+        last_recovery(env),
     )
 
 
@@ -141,7 +144,9 @@ def _judged(env: Environment, reach: RecoveryPoints, resource: Resource, danger:
     if chosen is None:
         unknown = next((point.problem for point in points if point.unknown), "")
         why = f"{danger}: {f'not known ({unknown})' if unknown else 'nothing can be restored'}"
-        return Recoverable(resource, "red", why, None, None, None, "none", "show-recovery-options", "")
+        part = reach.parts[resource]
+        lost = Loss.not_known(part, unknown) if unknown else Loss.everything(part)
+        return Recoverable(resource, "red", why, None, None, None, "none", "show-recovery-options", "", lost.text)
     taken = reach.estimate(chosen)
     seconds = taken.seconds if taken else None
     state, why = _state(env, reach, chosen, seconds, danger)
@@ -155,20 +160,25 @@ def _judged(env: Environment, reach: RecoveryPoints, resource: Resource, danger:
         chosen.told,
         RUNBOOKS[chosen.means],
         chosen.proven,
+        reach.loss(chosen, danger).text,
     )
 
 
 def _state(
     env: Environment, reach: RecoveryPoints, point: Point, seconds: float | None, danger: Danger
 ) -> tuple[State, str]:
-    loss = point.loss_seconds(reach.now)
-    if loss is None or loss > env.rpo_seconds:
-        lost = "everything" if loss is None else duration(loss)
-        return "red", f"{danger}: {lost} would be lost, RPO {duration(env.rpo_seconds)}"
+    seconds_lost, loss = point.loss_seconds(reach.now), reach.loss(point, danger)
+    if seconds_lost is None:
+        return "red", f"{danger}: {loss.text}"
+    if seconds_lost > env.rpo_seconds:
+        age, rpo = duration(seconds_lost), duration(env.rpo_seconds)
+        return "red", f"{danger}: {loss.text}; the newest data is {age} old, RPO {rpo}"
     if seconds is not None and seconds > env.rto_seconds:
         return "red", f"{danger}: it takes {duration(seconds)}, RTO {duration(env.rto_seconds)}"
     if not point.proven:
         return "yellow", "never proven by a restore: run verify-backup"
+    if loss.unknown:
+        return "yellow", f"{danger}: {loss.text}"
     if seconds is None:
         return "yellow", "duration never measured: run verify-backup or a drill"
     return "green", ""
@@ -191,7 +201,7 @@ def _last_drill(env: Environment) -> LastDrill | None:
         found = next(
             (
                 one
-                for one in filed(where.reports_directory, where.name, DRILL_REPORT)
+                for one in filed(where.reports_directory, where.name, DRILL)
                 if one.status != "PLANNED" and one.rows(DRILL_TABLE)
             ),
             None,
@@ -203,6 +213,16 @@ def _last_drill(env: Environment) -> LastDrill | None:
     measured = {row[0]: row[1] for row in found.rows(DRILL_TABLE) if len(row) == 2}
     rto = measured.get("rto_seconds") or ""
     return LastDrill(found.finished, found.status, measured.get("scenario", ""), float(rto) if rto else None)
+
+
+def last_recovery(env: Environment) -> LastRecovery | None:
+    """The newest recovery of an environment; None: its reports have none, or cannot be read."""
+    try:
+        found = next(recoveries(env.reports_directory, env.name), None)
+    except OpsError:
+        return None
+    with clock.use_zone(env.zone):
+        return LastRecovery(found.finished, found.status, found.runbook, found.lost) if found else None
 
 
 def _next_drill(environment: str) -> datetime | None:

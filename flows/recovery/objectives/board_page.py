@@ -74,6 +74,7 @@ def _markdown(standings: Sequence[RecoveryStanding], now: datetime) -> str:
             f"{_answer(one, now)}: {_why(one, now)}".rstrip(": "),
             f"{MARK[found.state]} {label(found.resource)}",
             *_cells(one, found),
+            _recovery(one),
             _drill(one),
             _next(one),
         )
@@ -99,6 +100,7 @@ def _columns() -> tuple[str, ...]:
         label("takes"),
         label("recovery option"),
         label("proven"),
+        label("last recovery"),
         label("last drill"),
         label("next drill"),
     )
@@ -150,7 +152,9 @@ def _body(one: RecoveryStanding, now: datetime) -> str:
     name = f"<b>{escape(one.environment)}</b><br>{escape(one.title)}<br>{objectives}<br>{checked}"
     answer = f"{escape(_answer(one, now))}<br><small>{escape(_why(one, now))}</small>"
     first = f'<td{span}>{name}</td><td{span} class="{state} said">{answer}</td>'
-    last = f'<td{span} class="by">{escape(_drill(one))}</td><td{span}>{escape(_next(one))}</td>'
+    recovered = escape(_recovery(one))
+    last = f'<td{span} class="by">{recovered}</td><td{span} class="by">{escape(_drill(one))}</td>'
+    last += f"<td{span}>{escape(_next(one))}</td>"
     lines = [
         (first if number == 0 else "") + _resource(one, found) + (last if number == 0 else "")
         for number, found in enumerate(rows)
@@ -160,16 +164,15 @@ def _body(one: RecoveryStanding, now: datetime) -> str:
 
 def _resource(one: RecoveryStanding, found: Recoverable) -> str:
     point, loss, takes, by, proven = map(escape, _cells(one, found))
-    cells = f'<td>{point}</td><td>{loss}</td><td>{takes}</td><td class="by">{by}</td><td>{proven}</td>'
+    cells = f'<td>{point}</td><td class="by">{loss}</td><td>{takes}</td><td class="by">{by}</td><td>{proven}</td>'
     return f'<td class="{found.state}">{MARK[found.state]} {escape(label(found.resource))}</td>{cells}'
 
 
 def _cells(one: RecoveryStanding, found: Recoverable) -> tuple[str, ...]:
     """Point, loss, duration, option, proven."""
     point = moment(one, found.at) if found.at else label("none")
-    loss = duration(found.loss_seconds) if found.loss_seconds is not None else say("everything, or not known")
     takes = duration(found.seconds) if found.seconds is not None else say("never measured")
-    return (point, loss, takes, f"{say(found.option)}: {found.runbook}", _proven(one, found.proven))
+    return (point, say(found.lost), takes, f"{say(found.option)}: {found.runbook}", _proven(one, found.proven))
 
 
 def _proven(one: RecoveryStanding, text: str) -> str:
@@ -178,6 +181,12 @@ def _proven(one: RecoveryStanding, text: str) -> str:
         return moment(one, datetime.fromisoformat(text)) if text else label("never")
     except ValueError:
         return text
+
+
+def _recovery(one: RecoveryStanding) -> str:
+    """`2026-11-29 01:14:51+09:00: Full restore OK; nothing is lost`."""
+    last = one.recovery
+    return f"{moment(one, last.at)}: {label(last.runbook)} {last.status}; {say(last.lost)}" if last else label("none")
 
 
 def _drill(one: RecoveryStanding) -> str:

@@ -20,6 +20,7 @@ from flows.recovery.objectives.points import (
 )
 from runbook import clock
 from runbook.flow import flow
+from runbook.guard.loss import Loss, losses_text
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -32,6 +33,9 @@ WATCHED = timedelta(minutes=15)
 DAILY = 43200.0
 """Seconds: backups with longer gaps are called daily."""
 ELSEWHERE = "set a bucket or another host in [backups] or [copies]; set survives = “server” for a mounted directory"
+WAIT = (
+    "set synchronous_standby_names to the WAL receiver or the standby, and synchronous_commit to on: commits wait then"
+)
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
 
@@ -107,7 +111,7 @@ def report_points(report: Report, reach: RecoveryPoints) -> None:
                 point.resource,
                 point.told,
                 clock.text(point.at) if point.at else "not known" * point.unknown,
-                loss_text(point, reach),
+                reach.loss_now(point).text,
                 point.proven or "never",
                 duration(taken.seconds) if taken else "never measured",
                 "; ".join(text for text in (point.problem, point.detail) if text),
@@ -121,18 +125,13 @@ def report_full_restore(report: Report, env: Environment, reach: RecoveryPoints)
     """The options of full-restore for the database, as a table."""
     listed = [one for which in sets_of(env) for one in list_options(env, reach.points, which)]
     rows = [
-        (one.method, one.point.told, clock.text(one.point.at) if one.point.at else "", loss_text(one.point, reach))
+        (
+            *(one.method, one.point.told, clock.text(one.point.at) if one.point.at else ""),
+            reach.loss_now(one.point).text,
+        )
         for one in listed
     ]
     report.table("Full restore: options for the database", ("method", "restored from", "newest moment", "lost"), rows)
-
-
-def loss_text(point: Point, reach: RecoveryPoints) -> str:
-    """`at most 5 min`."""
-    loss = point.loss_seconds(reach.now)
-    if loss is None:
-        return "not known" if point.unknown else "everything"
-    return "nothing" if point.exact and loss < 1 else ("" if point.exact else "at most ") + duration(loss)
 
 
 def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resource: Resource, danger: Danger) -> None:
@@ -141,21 +140,24 @@ def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resourc
     expected = f"at most {duration(env.rpo_seconds)} (RPO)"
     if danger == "region lost" and not env.has("copies"):
         report.leave_out("copies")
-        report.fact("if the region failed", "everything would be lost: [copies] is not configured")
+        lost = losses_text([Loss.everything(reach.parts[one]) for one in resources_of(env)])
+        report.fact("if the region failed", f"{lost}: [copies] is not configured")
         return
     sure, best = best_of(point for point in points if point.proven), best_of(points)
     chosen = next((one for one in (sure, best) if one and _is_near(env, reach, one)), best)
     if chosen is None:
         _judge_nothing(report, env, reach, resource, name, points, expected)
         return
-    value = f"{loss_text(chosen, reach)} lost, by {chosen.told}"
+    loss = reach.loss(chosen, danger)
+    value = f"{loss.text}; recovered by {chosen.told}"
     if not _is_near(env, reach, chosen):
+        value += f"; its newest data is {duration(chosen.loss_seconds(reach.now) or 0.0)} old"
         report.fail(name, _hint(env, chosen), value=value, expected=expected, follow=SHOW_OPTIONS)
         return
     report.prefer(
         name,
-        bool(chosen.proven),
-        "run verify-backup: it restores the backup and records the proof",
+        bool(chosen.proven) and not loss.unknown,
+        "run verify-backup: it restores the backup and records the proof" if not chosen.proven else WAIT,
         value=value if chosen.proven else f"{value}, never proven by a restore",
         expected=expected,
     )
@@ -164,7 +166,7 @@ def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resourc
             f"{name}: between two backups",
             _hint(env, chosen),
             expected=expected,
-            value=f"up to {duration(chosen.every_seconds)} lost: the time between two backups",
+            value=f"up to {duration(chosen.every_seconds)}",
         )
 
 
@@ -178,14 +180,15 @@ def _judge_nothing(
     expected: str,
 ) -> None:
     """No point restores anything in this danger."""
+    everything = Loss.everything(reach.parts[resource]).text
     first = next((one for one in points if one.unknown), points[0] if points else None)
     if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
         # Without [copies] it is a decision, not an incident: it pages nobody.
         worst = Status.CRITICAL if env.has("copies") else Status.WARN
-        value = "all backups are on this host, and would be lost with it"
+        value = f"{everything}: all backups are on this host"
         report.fail(name, ELSEWHERE, expected=expected, value=value, worst=worst, follow=SHOW_OPTIONS)
         return
-    why = f"not known: {first.problem}" if first and first.unknown else "everything would be lost: there is no copy"
+    why = f"not known: {first.problem}" if first and first.unknown else f"{everything}: there is no copy"
     hint = first.hint if first else f"run {TAKEN_BY[resource]}"
     report.fail(name, hint, value=why, expected=expected, follow=SHOW_OPTIONS)
 
@@ -226,5 +229,5 @@ def _judge_duration(report: Report, env: Environment, reach: RecoveryPoints) -> 
 
 def _outcome(env: Environment, reach: RecoveryPoints) -> str:
     best = [reach.best(resource, "server lost") for resource in resources_of(env)]
-    losses = [f"{point.resource} ({loss_text(point, reach)})" for point in best if point]
-    return f"a lost server would lose: {', '.join(losses)}"
+    losses = [reach.loss(point, "server lost") for point in best if point]
+    return f"if the server is lost: {losses_text(losses)}"

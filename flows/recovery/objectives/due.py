@@ -12,11 +12,12 @@ from flows.application.files import backup_files
 from flows.database.backup import backup_database
 from flows.database.copies import replicate_backups
 from flows.recovery.drills.scenario import launch
-from flows.recovery.objectives.check import loss_text, report_points, serves_elsewhere
+from flows.recovery.objectives.check import report_points, serves_elsewhere
 from flows.recovery.objectives.points import read_recovery_points, resources_of
 from flows.redis.persistence import backup_redis
 from runbook.errors import Locked, OpsError, RunbookFailed
 from runbook.flow import flow
+from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -112,9 +113,8 @@ def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_s
         danger = next((danger for danger in dangers if late(best[danger])), None)
         if danger and late(newest):
             point = best[danger]
-            report.fact(
-                f"backup due: {resource}", f"{danger}: {loss_text(point, reach) if point else 'everything'} lost"
-            )
+            loss = reach.loss(point, danger) if point else Loss.everything(reach.parts[resource])
+            report.fact(f"backup due: {resource}", f"{danger}: {loss.text}")
             found.append(resource)
     return found
 

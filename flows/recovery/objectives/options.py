@@ -27,6 +27,8 @@ from flows.launch import launch
 from flows.recovery.listing import ListedOption, list_options, report_redis
 from flows.recovery.objectives import board
 from flows.recovery.objectives.points import (
+    FILES,
+    REDIS,
     RESOURCES,
     RecoveryPoints,
     judge_sources,
@@ -34,9 +36,11 @@ from flows.recovery.objectives.points import (
     resources_of,
     sets_of,
 )
+from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
+from runbook.guard.loss import Loss
 from runbook.page.form import read_forms
 from runbook.page.markdown import escaped
 from runbook.page.render import table
@@ -61,6 +65,7 @@ COLUMNS = (
 )
 MODULES = {"full-restore": "flows.recovery.full_restore", "restore-to-point": "flows.recovery.point.restore"}
 """Runbooks with a command line of their own, for a host without Prefect."""
+UNRECORDED = "the time of the swap was not recorded"
 NEED_PRIMARY = ("restore-database", "restore-tables")
 
 
@@ -88,17 +93,17 @@ def show_recovery_options(environment: str) -> Report:
         reach = read_recovery_points(env)
         board.rebuild(env, reach)
         options = find_options(env, reach)
+        if last := board.last_recovery(env):
+            report.fact("last recovery", f"{clock.text(last.at)}: {last.runbook} {last.status}; {last.lost}")
         report.fact("as of", f"{reach.now.astimezone(env.zone):%Y-%m-%d %H:%M:%S %Z}")
         report.fact("primary of the database", "accepts writes" if reach.written.end else reach.written.problem)
-        report.table(OPTIONS, COLUMNS, [_row(number, one, env, reach.now) for number, one in enumerate(options, 1)])
+        report.table(OPTIONS, COLUMNS, [_row(number, one, env) for number, one in enumerate(options, 1)])
         report.attach(Evidence(FORMS, text=_forms(options)))
         report_redis(report, env)
         _judge(report, env, reach)
         judge_sources(report, env, reach)
         first = next((one for one in options if one.at), None)
-        report.outcome = (
-            f"least loss: {first.what} ({first.loss_text(reach.now)})" if first else "no option restores data"
-        )
+        report.outcome = f"the least loss is by {first.what}: {first.loss.text}" if first else "no option restores data"
     return report
 
 
@@ -125,15 +130,16 @@ def as_text(report: Report) -> str:
 @dataclass(frozen=True)
 class Option:
     """A runbook with its form's parameters. `at` None: it restores nothing now, `problems` explain that; other problems
-    must be fixed before. `seconds` NaN: never measured. `needs`, `free`: bytes of disk space; -1: not measured."""
+    must be fixed before. `loss`: of the database, where it restores that. `seconds` NaN: never measured. `needs`,
+    `free`: bytes of disk space; -1: not measured."""
 
     flow: str
     environment: str
     what: str
     parameters: Mapping[str, object]
     helps: tuple[str, ...]
+    loss: Loss
     at: datetime | None = None
-    exact: bool = True
     proven: str = ""
     seconds: float = math.nan
     needs: int = 0
@@ -141,15 +147,10 @@ class Option:
     problems: tuple[str, ...] = ()
 
     def loss_seconds(self, now: datetime) -> float:
-        """What would be lost; infinite if nothing is restored."""
+        """The age of the newest restored write, to compare options; infinite if nothing is restored."""
+        if self.loss.is_none:
+            return 0.0
         return max(0.0, (now - self.at).total_seconds()) if self.at else math.inf
-
-    def loss_text(self, now: datetime) -> str:
-        """`at most 5 min`."""
-        loss = self.loss_seconds(now)
-        if math.isinf(loss):
-            return "everything, or not known"
-        return "nothing" if self.exact and loss < 1 else ("" if self.exact else "at most ") + duration(loss)
 
     def rank(self, now: datetime) -> tuple[float, float, bool]:
         """The least loss first (to the second), then the shortest duration, then the proven ones."""
@@ -175,14 +176,14 @@ def find_options(env: Environment, reach: RecoveryPoints) -> list[Option]:
     return sorted(options, key=lambda one: one.rank(reach.now))
 
 
-def _row(number: int, one: Option, env: Environment, now: datetime) -> tuple[object, ...]:
+def _row(number: int, one: Option, env: Environment) -> tuple[object, ...]:
     space = f"{size(one.needs)} / {size(one.free) if one.free >= 0 else 'not measured'}" if one.needs else ""
     return (
         number,
         one.what,
         ", ".join(one.helps),
         f"{one.at.astimezone(env.zone):%m-%d %H:%M:%S}" if one.at else "none",
-        one.loss_text(now),
+        one.loss.text,
         one.proven or "never",
         "never measured" if math.isnan(one.seconds) else f"about {duration(one.seconds)}",
         space,
@@ -262,8 +263,8 @@ def _of_point(
         what,
         {"environment": env.name, **parameters},
         helps or tuple(danger for danger in get_args(Danger) if point.serves(danger)),
+        reach.loss_now(point),
         point.at,
-        point.exact,
         point.proven,
         taken.seconds if taken else math.nan,
         needs,
@@ -309,7 +310,7 @@ def _full_restore(
     of: Mapping[Resource, Sequence[Point]],
     listed: ListedOption | None,
 ) -> Option:
-    """As old as the database's point."""
+    """As old as the database's point, and with its loss."""
     best = {resource: best_of(points) for resource, points in of.items()}
     chosen = [point for point in best.values() if point]
     problems = [
@@ -320,6 +321,7 @@ def _full_restore(
     spaces = [_disk_space(env, point) for point in chosen]
     taken = reach.estimate_everything(chosen)
     database = best.get("database")
+    judged = next(iter([database] if database else [*of.get("database", ()), *chosen]), None)
     how = {"method": listed.method} if listed else {}
     helps: tuple[str, ...] = ("everything lost", *(("region lost",) if which == "copies" else ()))
     if any(point.beside for point in chosen):
@@ -330,8 +332,8 @@ def _full_restore(
         f"everything, the database from {listed.kind if listed else 'backups'}",
         {"environment": env.name, "source": which, **how},
         helps,
+        reach.loss_now(judged) if judged else Loss.everything("the data"),
         database.at if database else None,
-        database.exact if database else True,
         database.proven if database else "",
         taken.seconds if taken else math.nan,
         sum(needs for needs, _ in spaces),
@@ -356,7 +358,7 @@ def other_regions(env: Environment) -> list[str]:
 
 
 def _regions(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
-    best = reach.best("database", "region lost")
+    best, part = reach.best("database", "region lost"), reach.parts.get("database", "the data")
     backups = [best_of(p for p in reach.of(resource, "region lost") if p.means == "backup") for resource in RESOURCES]
     taken = reach.estimate_everything([point for point in backups if point])
     for name in other_regions(env):
@@ -366,8 +368,8 @@ def _regions(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
             f"failover of the region to {name}",
             {"environment": name, "source": env.name},
             ("region lost",),
+            Loss.everything_since(part, best.at) if best and best.at else Loss.everything(part),
             best.at if best else None,
-            best.exact if best else True,
             best.proven if best else "",
             taken.seconds if taken else math.nan,
             problems=() if best else ("the replica store has no database — replicate-backups copies one",),
@@ -376,27 +378,29 @@ def _regions(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
 
 def _undos(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
     """What an earlier restore replaced, and kept: as of that restore."""
-    undo = partial(_undo, env)
+    undo, database = partial(_undo, env), env.postgres.database if env.has("postgres") else ""
     here = env.has("postgres") and is_here(env.postgres.host)
     for aside in find_kept_clusters(env.postgres)[:1] if here else ():
-        yield undo("undo-full-restore", "the PostgreSQL cluster of before the restore", aside.name, _changed(aside))
+        what = "the PostgreSQL cluster of before the restore"
+        yield undo("undo-full-restore", "PostgreSQL", what, aside.name, _changed(aside))
     if reach.written.end:
         with contextlib.suppress(OpsError, psycopg.Error):
             for old in find_superseded(env.postgres)[:1]:
-                yield undo("undo-restore", f"the database that {old.backup} replaced", old.name, old.since)
+                yield undo("undo-restore", database, f"the database that {old.backup} replaced", old.name, old.since)
             for kept in find_superseded_tables(env.postgres)[:1]:
-                yield undo("undo-restore-tables", f"the rows that {kept.backup} replaced", kept.stamp, kept.since)
+                what = f"the rows that {kept.backup} replaced"
+                yield undo("undo-restore-tables", "the replaced tables", what, kept.stamp, kept.since)
     for aside in superseded_redis(env.redis)[-1:] if env.has("redis") and not env.redis.remote else ():
-        yield undo("undo-restore-redis", "Redis's data of before the restore", aside.name, _changed(aside))
+        yield undo("undo-restore-redis", REDIS, "Redis's data of before the restore", aside.name, _changed(aside))
     for aside in superseded_files(env.application)[-1:] if env.has("application") and env.application.directory else ():
-        yield undo("undo-restore-files", "the files of before the restore", aside.name, _changed(aside))
+        yield undo("undo-restore-files", FILES, "the files of before the restore", aside.name, _changed(aside))
 
 
 def _changed(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_ctime, UTC).isoformat()
 
 
-def _undo(env: Environment, flow: str, what: str, kept: str, since: str) -> Option:
+def _undo(env: Environment, flow: str, part: str, what: str, kept: str, since: str) -> Option:
     try:
         at = datetime.fromisoformat(since)
     except ValueError:
@@ -408,9 +412,10 @@ def _undo(env: Environment, flow: str, what: str, kept: str, since: str) -> Opti
         f"back to {what}",
         {"environment": env.name, "kept": kept},
         ("a restore was a mistake",),
+        Loss.everything_since(part, at) if at else Loss.not_known(part, UNRECORDED),
         at,
         proven="not a copy",
-        problems=() if at else ("the time of the swap was not recorded",),
+        problems=() if at else (UNRECORDED,),
     )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
+from flows.recovery import gate
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
@@ -18,28 +20,65 @@ from tasks.backups.retention import StoredBackup, read_stores
 from tasks.postgres.replication.incident_slot import SLOT
 from tasks.postgres.replication.status import read_replication
 from tasks.recovery_points.backups import KINDS, backup_points, bad_newest, is_beside, place_for
-from tasks.recovery_points.database import read_standby_point, read_wal_points, read_written
+from tasks.recovery_points.database import read_standby_point, read_wal_points, read_written, survives_with_tail
 from tasks.recovery_points.estimate import ON_PRIVATE_SERVER, DurationEstimate, DurationSample, estimate, from_private
 from tasks.recovery_points.following import read_replica_point, read_unchanged, unchanged_since
-from tasks.recovery_points.point import Danger, Point, Resource, best_of
+from tasks.recovery_points.point import Danger, Means, Place, Point, Resource, best_of
 from tasks.recovery_points.samples import read_samples
 from tasks.recovery_points.wal import WrittenWal
 from tasks.redis.position import keep_position
+from tasks.redis.restore import survivors
 
 SHOW_OPTIONS = (Next("show-recovery-options", "compare every recovery option"),)
+REDIS, FILES = survivors.PART, "the files"
 RESOURCES: tuple[Resource, ...] = get_args(Resource)
 
 
 @dataclass(frozen=True)
 class RecoveryPoints:
     """Every point as of `now`; what each store contains, or why it cannot be listed; how far the primary has written;
-    the durations of past recoveries."""
+    the durations of past recoveries.
+
+    `parts`: the resources' names in reports. `unwaited`: why acknowledged commits may be only on the database's server,
+    "" where they wait for these means; others receive them later. `at_end`: the loss of a recovery to the end of the
+    WAL now; None: by its points."""
 
     now: datetime
     points: tuple[Point, ...]
     stored: Mapping[tuple[Stores, Resource], StoredBackup | OpsError]
     written: WrittenWal
     samples: Mapping[str, Sequence[DurationSample]]
+    parts: Mapping[Resource, str]
+    unwaited: Mapping[tuple[Means, Place], str]
+    at_end: Loss | None
+
+    def loss(self, point: Point, danger: Danger) -> Loss:
+        """The loss of a recovery from this point in a danger. What a lost server acknowledged and did not send yet is
+        unknown, or bounded, also while everything is sent."""
+        if (at_end := self._loss_at_end(point)) and at_end.unknown:
+            return at_end
+        loss = point.loss(self.parts[point.resource], self.now)
+        if danger == "data corrupted" or point.means == "backup" or not point.at:
+            return loss
+        unwaited = self.unwaited.get((point.means, point.place)) if danger == "server lost" else None
+        if unwaited:
+            return Loss.not_known(loss.part, unwaited)
+        return Loss.at_most_since(loss.part, point.at) if unwaited is None and loss.is_none else loss
+
+    def loss_now(self, point: Point) -> Loss:
+        """The loss of a recovery from this point now, as its runbook's plan states it. A recovery to the end of the WAL
+        also has what is only on the live server; a planned failover waits for the standby."""
+        if at_end := self._loss_at_end(point):
+            return at_end
+        if point.means != "standby":
+            return self.loss(point, "data corrupted")
+        is_planned = bool(self.written.end) and point.at is not None
+        return Loss(self.parts[point.resource]) if is_planned else self.loss(point, "server lost")
+
+    def _loss_at_end(self, point: Point) -> Loss | None:
+        """The gate's figure, if a recovery from this point is one to the end of the WAL, without a gap."""
+        to_the_end = point.means == "point in time" and point.place == "backups" and not point.problem
+        return self.at_end if point.at and to_the_end else None
 
     def of(self, resource: Resource, danger: Danger) -> list[Point]:
         """The points from which a resource can be restored in a danger."""
@@ -92,7 +131,25 @@ def read_recovery_points(env: Environment) -> RecoveryPoints:
     if replica and (point := replica.result()):
         points.append(point)
         keep_position(env.redis, env.reports_directory)
-    return RecoveryPoints(written.asked, tuple(points), stored, written, samples.result())
+    parts: dict[Resource, str] = {"redis": REDIS, "files": FILES}
+    if "database" not in resources:
+        return RecoveryPoints(written.asked, tuple(points), stored, written, samples.result(), parts, {}, None)
+    parts["database"] = env.postgres.database
+    unwaited = dict[tuple[Means, Place], str]()
+    if env.has("backups") and survives_with_tail(env):
+        unwaited["point in time", "backups"] = gate.unwaited(env)
+    if env.has("standby"):
+        unwaited["standby", "live"] = gate.unwaited(env, *filter(None, [env.standby.name]))
+    return RecoveryPoints(
+        written.asked, tuple(points), stored, written, samples.result(), parts, unwaited, _loss_at_end(env)
+    )
+
+
+def _loss_at_end(env: Environment) -> Loss | None:
+    try:
+        return gate.loss_at_end(env)
+    except OpsError as error:
+        return Loss.not_known(env.postgres.database, error.message)
 
 
 def _judge_slots(report: Report, env: Environment) -> None:
@@ -111,7 +168,7 @@ def _judge_slots(report: Report, env: Environment) -> None:
         report.warn(
             f"slot {slot.name}",
             "release-containment drops it when the incident is over" if ours else hint,
-            value=f"it is not in use; {kept}, which is lost with the primary and therefore no recovery point",
+            value=f"it is not in use; {kept}, which is only on the primary and therefore no recovery point",
             follow=[
                 Next("check-replication", "see how long the disk lasts"),
                 *([Next("release-containment", "end the containment")] if ours else []),

@@ -194,7 +194,7 @@ def _beyond(found: FoundTarget, origin: PointOrigin, newest: str) -> str:
     return (
         "find an intact copy of that segment: in the replica store (source=copies), the receiver's directory, or "
         "pg_wal of the old primary and the standby. Copy it into [wal] directory, then run this again. Without a "
-        f"copy, run it with {there}: that restores everything up to {newest}, and loses what follows the gap"
+        f"copy, run it with {there}: that restores everything up to {newest}, and nothing after the gap"
     )
 
 

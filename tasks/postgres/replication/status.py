@@ -111,6 +111,8 @@ class Replication:
         return tuple(standby for standby in self.standbys if not standby.is_logical)
 
 
+DOES_NOT_WAIT = ("off", "local")
+"""Values of synchronous_commit with which a commit waits for no standby."""
 _LIST = re.compile(r"^(?:(?:FIRST|ANY)\s+)?(\d+)\s*\((.*)\)$", re.IGNORECASE | re.DOTALL)
 _NAME = re.compile(r'"((?:[^"]|"")+)"|([^\s,"]+)')
 

@@ -253,7 +253,7 @@ END $$
 def test_standbys_and_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with server_with(tmp_path, monkeypatch) as server, receiver(server, "receiver_1", tmp_path):
         report = check()
-        assert report.outcome.startswith("asynchronous: a failover now loses up to ")
+        assert report.outcome.startswith("asynchronous: a standby is up to ")
         assert finding(report, "standby receiver_1").status is Status.OK
         assert finding(report, "slot receiver_1").value.startswith("active, reserved")
         set_sync(server, "FIRST 1 (receiver_1, elsewhere)")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.recovery import gate
 from flows.recovery.drills import control
 from flows.recovery.drills.drill import SCENARIOS
 from flows.recovery.point import target as point_target
 from flows.recovery.point.restore import restore_to_point
+from runbook.guard.loss import Loss
 from runbook.report import Status
 from tasks.cluster.target import Stop
 from tasks.recovery_points.estimate import DurationSample
@@ -20,7 +22,7 @@ from tasks.recovery_points.samples import read_samples
 from tests.fixtures.reports import rows as table
 from tests.fixtures.reports import text_of as finding
 from tests.recovery.conftest import System
-from tests.recovery.drills.running import base_backup, begun, environment, forget, hold, process
+from tests.recovery.drills.running import base_backup, begun, critical, environment, forget, hold, process
 
 NAME = "data_corruption"
 # Whether its standby is then copied, rewound or told whom to follow depends on how far it had replayed.
@@ -68,6 +70,10 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     assert all(cell.startswith("0 of ") for cell in ledger["lost"]), "what was given up is no loss"
     given_up = sum(int(cell.split(" of ")[0]) for cell in ledger["given up after the fault"])
     assert report.facts["given up after the fault"].startswith(f"{given_up:,} of ")
+    stated = finding(report, "the runbook's loss")
+    assert re.search(
+        rf"^OK by the ledger {given_up:,} of [\d,]+ acknowledged writes; by the runbook: [\d,]+ commits", stated
+    )
     missing = {row[0] for row in table(report, "Missing writes, one by one")}
     # The table ends with how many more there are: on a slow machine many are given up.
     assert {kind for kind in missing if not kind.startswith("… ")} == {"after the fault: given up"}
@@ -87,6 +93,20 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     after = archived(system)
     assert {path: after.get(path) for path in before} == before, "only copies were spoiled"
     assert [row[5] for row in table(report, "Phases (§8.4)")] == ["yes"] * 6
+
+
+def test_a_runbook_that_states_less_than_the_ledger_found_makes_the_drill_critical(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gate finds no lost commit: the recovery gives up the writes after the bug, and reports that it lost none."""
+    monkeypatch.setattr(gate, "_counted", lambda copy, read, planned: Loss(copy.part))
+    report = critical(system, NAME)
+    stated = finding(report, "the runbook's loss")
+    assert re.search(
+        r"^CRITICAL by the ledger [1-9][\d,]* of [\d,]+ acknowledged writes; by the runbook: nothing is lost", stated
+    )
+    assert [one.name for one in report.findings if one.status is Status.CRITICAL] == ["the runbook's loss"]
+    assert system.healthy()
 
 
 def test_a_runbook_that_would_take_a_spoiled_archive_makes_the_drill_critical(

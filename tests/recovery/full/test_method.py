@@ -82,9 +82,9 @@ def test_a_dropped_database_is_restored_to_just_before_the_drop(based: System, t
     assert plan.status is Status.PLANNED, plan.sentence()
     assert "DROP DATABASE by transaction" in plan.facts["target"]
     rows = options(plan)
-    assert rows["base backup and WAL"][3].startswith("0.0 s")
+    assert rows["base backup and WAL"][3].startswith("0 commits of "), rows
     assert rows["base backup and WAL"][-1] == "chosen"
-    assert float(rows["dump"][3].split()[0].replace(",", "")) > 0
+    assert rows["dump"][3].startswith("writes of ")
     steps = {step.step: step.detail for step in plan.plan_steps}
     assert "neither stopped nor restored" in steps["keep Redis as it serves"]
     report = full_restore.fn(based.name, confirm=based.name)
@@ -108,7 +108,7 @@ def test_an_emptied_table_comes_back_and_a_killed_run_is_launched_again(based: S
     based.sql("CREATE TABLE afterwards ()")
     plan = full_restore.fn(based.name)
     assert "TRUNCATE of public.interview_messages" in findings(plan)["data destroyed by a statement"]
-    assert options(plan)["base backup and WAL"][3].endswith("1 commit given up")
+    assert options(plan)["base backup and WAL"][3].startswith("1 commit of ")
     kept = full_restore.fn(based.name, before="none")
     assert "target" not in kept.facts
     assert restore(based, "--method", "auto", OPS_FAILPOINT="cluster: between renames").returncode == -signal.SIGKILL

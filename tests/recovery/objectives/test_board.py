@@ -34,6 +34,7 @@ GOOD = Recoverable(
     "point in time (base_1)",
     "restore-to-point",
     "2026-11-28T02:00:00+00:00",
+    "at most the writes of app of the last 5 min are lost",
 )
 DRILL = LastDrill(NOW - timedelta(days=20), "OK", "database_failure", 38.5)
 
@@ -73,7 +74,7 @@ def test_red_comes_first_and_every_question_is_answered() -> None:
         GOOD,
         resource="redis",
         state="red",
-        why="server lost: 9 h 00 min would be lost, RPO 1 h 00 min",
+        why="server lost: writes of Redis of the last 9 h are lost; the newest data is 9 h 00 min old, RPO 1 h 00 min",
         loss_seconds=32400.0,
         option="backup (<img src=x onerror=alert(1)>)",
         proven="",
@@ -97,7 +98,7 @@ def test_red_comes_first_and_every_question_is_answered() -> None:
     assert gamma.index("✗ redis") < gamma.index("✓ database"), "red first within an environment too"
     for told in (
         "2026-11-29 11:55:00+09:00",
-        "5 min 00 s",
+        "at most the writes of app of the last 5 min are lost",
         "7 min 01 s",
         "RPO 1 h 00 min, RTO 4 h 00 min",
         "point in time (base_1): restore-to-point",

@@ -10,7 +10,8 @@ import pytest
 
 from runbook import clock
 from runbook.errors import NotConfirmed
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, PlannedStep, PlanOnly
 from runbook.next import Next
 from runbook.report import Report
@@ -25,11 +26,12 @@ def test_the_headline_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, steps = NOW - timedelta(seconds=130), [PlannedStep("restore", "", 0, 60), PlannedStep("stop", "", 0, 18.4)]
     report = Report("Full restore", "lab")
     with clock.use_zone(ZoneInfo("Asia/Tokyo")):
-        effect = Effect(back_to("grc_db", taken), "undo-restore", lost_since(taken), seconds_from(steps, "stop"))
+        lost = (Loss.everything_since("grc_db", taken),)
+        effect = Effect(back_to("grc_db", taken), "undo-restore", lost, seconds_from(steps, "stop"))
     with pytest.raises(PlanOnly):
         report.permit(Act("swap", "grc_db"), effect=effect)
     assert report.sentence() == (
-        "PLANNED: grc_db goes back to 01:59 (+09:00); writes of the last 2 min are lost; about 18 s down; "
+        "PLANNED: grc_db goes back to 01:59 (+09:00); writes of grc_db of the last 2 min are lost; about 18 s down; "
         "undo: undo-restore. Nothing has changed."
     )
     report.warn("fsync", "switch it on", value="off")
@@ -69,5 +71,4 @@ def test_names_and_days_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_of(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     with clock.use_zone(ZoneInfo("Asia/Tokyo")):
         assert clock.short(NOW - timedelta(days=2)) == "2026-11-27 02:01 (+09:00)"
-    assert lost_since(NOW - timedelta(days=3)) == "writes of the last 3 d are lost"
-    assert lost_since(NOW + timedelta(seconds=5)) == "writes of the last 0 s are lost"
+    assert "of the last 3 d are lost" in Loss.everything_since("grc_db", NOW - timedelta(days=3)).text

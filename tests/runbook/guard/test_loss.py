@@ -33,6 +33,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> None:
             "3 commits of app are lost as of 2026-11-29 02:01:20 +09:00; later writes are added",
         ),
         (Loss("app", 0, as_of=NOW), "0 commits of app are lost as of "),
+        (Loss.everything("app"), "everything of app is lost"),
         (Loss.everything_since("app", THEN), "writes of app of the last 2 min are lost"),
         (Loss.everything_since("app", NOW + timedelta(seconds=5)), "writes of app of the last 0 s are lost"),
         (Loss.not_known("app", "its WAL cannot be read"), "the loss of app is unknown, because its WAL cannot be read"),
@@ -72,6 +73,11 @@ def test_a_report_has_the_moment_and_every_part() -> None:
         (Loss("app", 2, as_of=THEN), Loss("app", 3, later=1), True),
         (Loss("app", 2, as_of=THEN), Loss("app", 3), False),
         (Loss("app", 2), Loss("app", 3, later=1), False),
+        (Loss.everything_since("app", THEN), Loss.everything("app"), False),
+        (Loss("app", 2), Loss.everything("app"), False),
+        (Loss.everything("app"), Loss.everything_since("app", THEN), True),
+        (Loss.everything("app"), Loss.everything("app"), True),
+        (Loss.everything("app"), Loss.not_known("app", "why"), True),
     ],
 )
 def test_what_was_confirmed(confirmed: Loss, found: Loss, is_within: bool) -> None:

@@ -86,7 +86,7 @@ def test_two_people_confirm_the_same_plan(system: System) -> None:
     assert plan.status is Status.PLANNED
     assert plan.facts["pinned"] == "database app 16400; WAL 7/1; keys 300 (± 30); refused after 1.0 GB more writes"
     first = confirmed(system, plan)
-    assert first.facts["writes since the plan (WAL)"] == "0 B; they will be lost too"
+    assert first.facts["writes since the plan (WAL)"] == "0 B; this run's loss includes those that it replaces"
     with pytest.raises(CarriedOut, match=rf"carried out at 20.* \+09:00 \({first.path}\).*nothing was changed"):
         confirmed(system, plan)
     assert [system.name] == DONE
@@ -120,7 +120,10 @@ def test_two_people_each_with_a_plan(system: System) -> None:
         ({"oid": 16500}, "database app was 16400, is 16500"),
         ({"timeline": "7/2"}, "WAL was 7/1, is 7/2"),
         ({"lsn": 99 * MB}, "WAL was 100000000, is 99000000"),
-        ({"lsn": 1101 * MB}, r"writes \(WAL\) was none, is 1.0 GB, more than 1.0 GB; they will be lost too"),
+        (
+            {"lsn": 1101 * MB},
+            r"writes \(WAL\) was none, is 1.0 GB, more than 1.0 GB; this run's loss includes those that it replaces",
+        ),
         ({"acts": ["app", "more"]}, "acts was"),
         ({"keys": 331}, "keys was 300, is 331"),
         ({"keys": 269}, "keys was 300, is 269"),
@@ -153,7 +156,7 @@ def test_ordinary_writes_are_told_and_do_not_make_a_plan_stale(system: System) -
     LIVE["keys"] -= 33
     report = confirmed(system, plan)
     assert report.status is Status.WARN
-    assert report.facts["writes since the plan (WAL)"] == "80.0 MB; they will be lost too"
+    assert report.facts["writes since the plan (WAL)"] == "80.0 MB; this run's loss includes those that it replaces"
 
 
 def test_what_is_no_plan_is_refused_and_so_is_an_old_one(system: System) -> None:

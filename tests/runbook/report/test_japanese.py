@@ -47,7 +47,16 @@ def shown(language: say.Language) -> dict[str, str]:
     """Each page."""
     report = drilled(language)
     resource = Recoverable(
-        "database", "yellow", "never proven by a restore: run verify-backup", NOW, 1.0, None, "", "", ""
+        "database",
+        "yellow",
+        "never proven by a restore: run verify-backup",
+        NOW,
+        1.0,
+        None,
+        "",
+        "",
+        "",
+        "nothing of app is lost",
     )
     standing = RecoveryStanding("lab", "", "Asia/Tokyo", NOW, 3600, 3600, (resource,), (), None, None)
     with say.use_language(language):

@@ -74,7 +74,7 @@ class DatabaseFailure(Scenario):
     def restore(self, drill: Drill) -> Report:
         """Promote the standby, and redirect the application."""
         done = drill.run(postgres_failover, mode="unplanned", fence=True, confirm=drill.env.name)
-        drill.done["integrity"] = f"by the runbook's own ledger: {done.facts.get('acknowledged writes lost', '')}"
+        drill.done["integrity"] = f"by the runbook: {done.facts.get('lost', '')}"
         return done
 
     def verify(self, drill: Drill) -> None:
