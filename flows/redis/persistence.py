@@ -218,7 +218,6 @@ def restore_redis(
             pin_redis(report, env.redis, replaced=True)
             effect = methods.effect(report, env, chosen.backup, prefixes)
             restore.run(report.permit(*restore.acts, effect=effect))
-        report.loses(methods.loss(chosen.backup, prefixes))
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)
