@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,10 +18,9 @@ import pytest
 from blocks.config import toml
 from flows.application import files_restore
 from flows.application.files import backup_files
-from flows.application.files_restore import restore_files, undo_restore_files
+from flows.application.files_restore import StoppedRoles, restore_files, undo_restore_files
 from flows.database.backup import verify_backup
 from runbook.errors import OpsError, RunbookFailed
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
@@ -258,16 +257,18 @@ def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, mo
     assert (states(live), superseded_files(toml.environment(NAME).application)) == (good, [])
 
 
-def swapped_before(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
-    """Do this once, when the run is confirmed and everything else is done: the live files are judged next."""
-    real, todo = files_restore.pass_files, [work]
+def meanwhile(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Do this once, when the run is confirmed and the application is stopped."""
+    real, todo = files_restore.services_stopped, [work]
 
-    def passed(*given: Any) -> Loss:
-        while todo:
-            todo.pop()()
-        return real(*given)
+    @contextlib.contextmanager
+    def stopped(*given: Any) -> Iterator[StoppedRoles]:
+        with real(*given) as roles:
+            while todo:
+                todo.pop()()
+            yield roles
 
-    monkeypatch.setattr(files_restore, "pass_files", passed)
+    monkeypatch.setattr(files_restore, "services_stopped", stopped)
 
 
 def another_tree(live: Path) -> None:
@@ -321,7 +322,7 @@ def test_a_restore_that_would_lose_more_than_its_plan_said_replaces_nothing(
     backup_files.fn(NAME)
     (other / "uploads" / "cv.pdf").write_text("written since the backup")
     time.sleep(0.2)
-    swapped_before(monkeypatch, lambda: another_tree(live))
+    meanwhile(monkeypatch, lambda: another_tree(live))
     with pytest.raises(RunbookFailed, match="1 change of the files is lost .*, but the plan said: 0 changes"):
         restore_files.fn(NAME, confirm=NAME)
     assert (live / "uploads" / "cv.pdf").read_text() == "written since the backup"
@@ -348,7 +349,7 @@ def test_an_undo_that_would_lose_more_than_its_plan_said_replaces_nothing(
     (other / "uploads" / "new.pdf").write_text("written since the restore")
     time.sleep(0.2)
     with monkeypatch.context() as patch:
-        swapped_before(patch, lambda: another_tree(live))
+        meanwhile(patch, lambda: another_tree(live))
         with pytest.raises(RunbookFailed, match="changes of the files are lost .*, but the plan said: 1 change"):
             undo_restore_files.fn(NAME, confirm=NAME)
     assert (live / "uploads" / "new.pdf").exists()
@@ -367,7 +368,7 @@ def test_changes_that_cannot_be_counted_are_everything_since_the_backup(
         raise PermissionError("no")
 
     with monkeypatch.context() as patch:
-        swapped_before(patch, lambda: patch.setattr(live_files.listing, "walk", walk))
+        meanwhile(patch, lambda: patch.setattr(live_files.listing, "walk", walk))
         with pytest.raises(RunbookFailed, match="the loss of the files is unknown, because"):
             restore_files.fn(NAME, confirm=NAME)
     assert (live / "main.py").exists()
