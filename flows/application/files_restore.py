@@ -61,7 +61,9 @@ def restore_files(
     content, mode and owner of every entry.
 
     What it changes: backend and frontend are stopped, the live directory is renamed to
-    `<directory>.superseded_<time>`, the copy gets its name, and both are started. If the restored settings name another
+    `<directory>.superseded_<time>`, the copy gets its name, and both are started. The plan counts the files that were
+    changed since the backup. They are counted again after the stop: if more would be lost than the plan said, apart
+    from later changes, nothing is replaced. If the restored settings name another
     database server than the current primary, the connection string is corrected. It is safe to run again after a kill.
     To undo: undo-restore-files; discard-superseded deletes the old files. Evidence: the comparison.
 
@@ -114,7 +116,8 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
     """アプリケーションファイルのリストアの取り消し (§8.2)
 
     Returns to the files that restore-files or full-restore replaced. Run it when the restored files turn out to be
-    wrong. Files that were written since the restore are kept in the replaced directory; the plan counts them.
+    wrong. Files that were written since the restore are kept in the replaced directory. The plan counts them, and the
+    run again after the stop: if more would be lost than the plan said, apart from later changes, nothing is replaced.
 
     What it changes: backend and frontend are stopped, the two directories exchange their names, and both are
     started. It is safe to run again after a kill: the next run finishes the exchange. To undo: run it again. Evidence:

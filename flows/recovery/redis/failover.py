@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
+from flows.recovery.gate import require_confirmed
 from flows.recovery.redis.choice import choose, require_unchanged
 from flows.recovery.redis.findings import Mode, judge_dead, judge_living, judge_sentinels, report_servers
 from flows.recovery.redis.loss import (
     Before,
     FailoverGate,
+    interrupted_loss,
     report_interrupted_loss,
     report_planned_loss,
     report_unplanned_loss,
 )
 from flows.recovery.redis.progress import report_phases, settled, verify_after
+from runbook import clock
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
@@ -44,7 +48,8 @@ def redis_failover(
 
     Makes a replica the master. Use `planned` while the master runs (before work on its host): it proves that no
     acknowledged write is lost. Use `unplanned` when the master is dead: it waits for the Sentinels' failover, starts
-    one if they do not, and reports which writes may be lost.
+    one if they do not, and reports which writes may be lost. It starts none if the replica lacks more than the plan
+    said.
 
     What it changes: a planned failover pauses writes (CLIENT PAUSE WRITE; it ends 10 s after a killed run) until the
     replica has every byte. Then the Sentinels switch, and the old master follows the new one. With an empty confirm it
@@ -210,10 +215,15 @@ def _finish(
     left = group.members.get(marker.old)
     if left and left.is_master:
         report.plan("make it follow", f"{left.address} still is a master: REPLICAOF {new.address}", by=[make_follow])
-        lost = f"writes that only {left.address} has are lost"
-        effect = Effect(f"{left.address} follows {new.address}", "", lost)
+        planned = interrupted_loss(marker, left, new)
+        shown = planned if planned.unknown else replace(planned, as_of=clock.now())
+        effect = Effect(f"{left.address} follows {new.address}", "", (shown,))
         permit = report.permit(Act(ACT, f"{left.address} → {new.address}"), effect=effect)
-        left = make_follow(permit, block, left.address, new.address)
+
+        def gate(now: GroupMember) -> None:
+            require_confirmed(report, interrupted_loss(marker, now, new, planned))
+
+        left = make_follow(permit, block, left.address, new.address, gate)
     if report.confirm == report.environment:
         RedisFailoverMarker.remove_from(block.at(new.address))
     return left if left and left.is_master else None

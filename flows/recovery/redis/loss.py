@@ -135,32 +135,39 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMembe
     )
 
 
-def report_interrupted_loss(
-    report: Report, marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember
-) -> None:
-    """The writes that the old master took after the pause of a killed run: they are lost when it follows.
+def interrupted_loss(
+    marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember, planned: Loss | None = None
+) -> Loss:
+    """The writes that the old master took after the pause of a killed run, in bytes of the stream (with the Sentinels'
+    own): they are lost when it follows.
 
     A replica that continued the new master's stream without a full resynchronisation had no other writes.
     """
     known = marker.replid if new.earlier_replid == marker.replid else "unknown"
     if left and left.is_master and left.replid == known:
         lost = max(0, left.offset - new.promoted_at)
-        value = f"{lost:,} bytes of the stream (Sentinels' own included) that {left.address} took as a second master"
     elif left and left.earlier_replid == known:
         lost = max(0, left.promoted_at - new.promoted_at)
-        value = f"{lost:,} bytes of the stream"
     else:
-        lost = -1
-        value = (
-            f"not measured: writes on {marker.old} resumed {LONGEST_SECONDS:.0f} s after the death of the run that "
-            f"began at {marker.started}; those until it followed are lost"
+        why = (
+            f"writes on {marker.old} resumed {LONGEST_SECONDS:.0f} s after the death of the run that began at "
+            f"{marker.started}, and nobody read its offset before it followed"
         )
-    report.loses(Loss.not_known(PART, value) if lost else Loss(PART))
-    if lost:
-        hint = "compare with the application's records of the time since the killed run"
-        report.warn("acknowledged writes lost, at most", hint, value=value)
-    else:
+        return Loss.not_known(PART, why)
+    return Loss(PART, lost, "byte", later=max(lost - (planned.count or 0), 0) if planned else 0)
+
+
+def report_interrupted_loss(
+    report: Report, marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember
+) -> None:
+    """Report what a killed run's second master had alone."""
+    loss = interrupted_loss(marker, left, new)
+    report.loses(loss)
+    if loss.is_none:
         report.fact("acknowledged writes lost", f"0 (proven): {marker.old} had nothing that {new.address} lacks")
+        return
+    hint = "compare with the application's records of the time since the killed run"
+    report.warn("acknowledged writes lost, at most", hint, value=loss.text)
 
 
 def _report_ledger(report: Report, done: HandOver) -> None:

@@ -53,8 +53,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
 
     What it changes: it detaches replicas and Sentinels, stops the service, exchanges the two directories by rename,
     starts the service, and reattaches replicas and Sentinels. Writes since the restore are kept in the replaced
-    directory: without an AOF they are saved before the stop. The plan and the report state how many they are. If the
-    server does not start with the old data, the current data is restored. If the run is killed, run it again: it
+    directory: without an AOF they are saved before the stop. The plan and the report state how many they are. If they
+    can no longer be counted at the stop (the server has restarted since the plan), nothing is replaced. If the server
+    does not start with the old data, the current data is restored. If the run is killed, run it again: it
     continues. Undo: run it again. Evidence: keys before and after.
 
     Args:

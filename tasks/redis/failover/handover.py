@@ -108,11 +108,13 @@ def _hand_over(block: Redis, choice: PromotionChoice) -> HandOver:
 
 
 @action(idempotent=True)
-def make_follow(permit: Permit, block: Redis, old: str, new: str) -> GroupMember:
-    """Complete a killed run: demote the old master, if it is not a replica yet.
+def make_follow(permit: Permit, block: Redis, old: str, new: str, gate: Callable[[GroupMember], None]) -> GroupMember:
+    """Complete a killed run: demote the old master, if it is not a replica yet. `gate`: judges what only that one has,
+    while its writes are paused.
 
     Raises:
         NotConfirmed: the permit is for another.
+        LossExceeded: the gate refuses; it stays a master, and its writes continue.
         OpsError: not all Sentinels name `new`, or the old master refuses.
     """
     permit.require(ACT, f"{old} → {new}")
@@ -121,9 +123,12 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str) -> GroupMember
         raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}", "run it again")
     left = read_member(block, old)
     if left.is_master:
-        with quick(block.at(old)) as client:
-            _follow(client, block.at(old), block.at(new))
-            call(client, "CLIENT", "UNPAUSE")
+        with Pause(block.at(old), LONGEST_SECONDS) as pause:
+            left = read_member(block, old)
+            gate(left)
+            with quick(block.at(old)) as client:
+                _follow(client, block.at(old), block.at(new))
+            pause.lift()
     return left
 
 
