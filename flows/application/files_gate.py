@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -17,6 +18,9 @@ from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.loss import Loss
 from runbook.report import Report
+from tasks.application.files import directory_of
+from tasks.application.live_files import read_changes
+from tasks.backups.catalogue import Backup
 from tasks.host.services import read_services
 
 PART = "the files"
@@ -26,6 +30,16 @@ TICK = timedelta(milliseconds=100)
 """A file's time can lag behind the clock by a tick of the kernel (10 ms at most on Linux)."""
 Changes = Callable[[Path], Mapping[str, datetime]]
 """Reads the changes of a live directory that the other one lacks: each file's, with its time."""
+
+
+def changes_since(backup: Backup) -> Changes:
+    """The changes that a restore of `backup` loses."""
+    return partial(read_changes, backup=backup)
+
+
+def planned_loss_since(env: Environment, backup: Backup) -> Loss:
+    """The changes so far that a restore of `backup` loses."""
+    return planned_loss(directory_of(env.application), changes_since(backup), backup.manifest.taken)
 
 
 def planned_loss(directory: Path, changes: Changes, since: datetime | None) -> Loss:

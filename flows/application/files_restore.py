@@ -9,7 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
-from flows.application.files_gate import USERS, measured_loss, pass_files, planned_loss
+from flows.application.files_gate import (
+    USERS,
+    changes_since,
+    measured_loss,
+    pass_files,
+    planned_loss,
+    planned_loss_since,
+)
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
 from flows.restart import start_again
@@ -26,7 +33,7 @@ from runbook.units import size
 from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.files import directory_of
 from tasks.application.health import wait_healthy
-from tasks.application.live_files import read_changes, read_written
+from tasks.application.live_files import read_written
 from tasks.application.staged_files import (
     REPLACE_FILES,
     FilesCopy,
@@ -90,8 +97,8 @@ def restore_files(
         pin_paths(report, "live files", env.application.directory)
         taken, live = chosen.manifest.taken, directory_of(env.application)
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
-        changes = partial(read_changes, backup=chosen)
-        loss = planned_loss(live, changes, taken)
+        changes = changes_since(chosen)
+        loss = planned_loss_since(env, chosen)
         effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), down)
         permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env), effect=effect)
         report.state_is("the live files are unchanged", "fix the findings above, then run this again")

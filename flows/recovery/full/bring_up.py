@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
 from blocks.postgres.server import Connection
-from flows.application.files_gate import measured_loss, pass_files
+from flows.application.files_gate import changes_since, measured_loss, pass_files
 from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
@@ -35,7 +35,6 @@ from runbook.units import duration
 from tasks.application.connection_string import switch_target
 from tasks.application.files import directory_of
 from tasks.application.health import Health, SmokeResult, answers, smoke_check, wait_healthy
-from tasks.application.live_files import read_changes
 from tasks.application.staged_files import swap_files
 from tasks.application.stored import find_stored
 from tasks.host.services import start_services
@@ -129,7 +128,7 @@ def pass_others(
     if copies.redis:
         services.last = _pass_redis(services, chosen)
     if copies.files and chosen.files:
-        pass_files(report, env, directory_of(env.application), partial(read_changes, backup=chosen.files))
+        pass_files(report, env, directory_of(env.application), changes_since(chosen.files))
 
 
 def _pass_redis(services: SystemServices, chosen: OtherParts) -> LiveRedis:
@@ -161,7 +160,7 @@ def swap_others(
         services.has_swapped("Redis", redis.kept, left := left[1:], _directory("undo-restore-redis", redis.kept))
         report.loses(redis_loss(chosen.redis_survivor or chosen.redis))
     if copies.files and chosen.files:
-        changes = partial(read_changes, backup=chosen.files)
+        changes = changes_since(chosen.files)
         pass_files(report, env, directory_of(env.application), changes)
         services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
         services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))

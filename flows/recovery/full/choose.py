@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
 from blocks.redis.server import Redis
-from flows.application.files_gate import planned_loss
+from flows.application.files_gate import planned_loss_since
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
@@ -29,8 +28,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.units import counted, size
 from tasks.application.connection_string import SWITCH
-from tasks.application.files import directory_of
-from tasks.application.live_files import LiveFiles, read_changes, read_live_files
+from tasks.application.live_files import LiveFiles, read_live_files
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
@@ -263,12 +261,10 @@ def choose_others(
     files_kept = _live_files(report, env, files, files_source, latest=latest) if files else None
     if files_kept:
         files = None
-    lost = None
     if files:
         _judge_files(report, env, files)
-        taken, changes = files.manifest.taken, partial(read_changes, backup=files)
-        lost = planned_loss(directory_of(env.application), changes, taken)
     report.fail_if_critical()
+    lost = planned_loss_since(env, files) if files else None
     chosen = replace(found, files=files, files_kept=files_kept, files_loss=lost)
     if other := other_master(env, chosen):
         judge_kept(report, env, other)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import redis
 
+from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.restore.undo import undo_restore_redis
 from runbook.errors import RunbookFailed
+from runbook.report import Report
 from runbook.wait import until
 from tasks.backups import manifest
 from tasks.redis.position import POSITION
@@ -116,8 +118,14 @@ def test_a_server_that_dies_before_its_stop_is_judged_by_its_files(rig: Rig, mon
     assert not superseded_redis(rig.environment.redis)
 
 
+def full(_: str, **given: str) -> Report:
+    """Of an environment that has nothing but Redis."""
+    return full_restore.fn(NAME, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("restore", [restore_redis.fn, full], ids=["restore-redis", "full-restore"])
 def test_a_server_that_was_down_and_starts_before_the_stop_is_not_replaced(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, restore: Callable[..., Report]
 ) -> None:
     rig.client().set("old", 1)
     backup_redis.fn(NAME)
@@ -130,7 +138,7 @@ def test_a_server_that_was_down_and_starts_before_the_stop_is_not_replaced(
 
     before_stop(monkeypatch, start)
     with pytest.raises(RunbookFailed, match="answers, although it was down when judged"):
-        restore_redis.fn(NAME, confirm=NAME)
+        restore(NAME, backup=newest(rig).name, confirm=NAME)
     assert not superseded_redis(rig.environment.redis)
     rig.services.start("redis")
     rig.wait()
