@@ -65,7 +65,8 @@ def loss_of_undo(block: Redis, aside: Path, last: LastState | None, reports: Pat
     moment = datetime.strptime(aside.name.rpartition(SUPERSEDED)[2], STAMP).replace(tzinfo=UTC)
     run = record.read(reports / STARTED, RestoredRun, "delete it: the undo then counts no writes")
     is_same = last and run and (run.kept, run.run_id) == (aside.name, last.run_id)
-    if not (last and is_same) or last.writes is None or superseded_redis(block)[-1:] != [aside]:
+    has_newer = any(path.name > aside.name for path in superseded_redis(block))
+    if not (last and is_same) or last.writes is None or has_newer:
         return Loss.everything_since(PART, moment, unit="write")
     counted = planned.count if planned and planned.count is not None else last.writes
     return Loss(PART, last.writes, "write", later=max(last.writes - counted, 0))
