@@ -5,9 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
+from flows.application.files_gate import (
+    USERS,
+    changes_since,
+    measured_loss,
+    pass_files,
+    planned_loss,
+    planned_loss_since,
+)
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
 from flows.restart import start_again
@@ -16,14 +25,15 @@ from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import size
 from tasks.application.connection_string import SWITCH, switch_target
+from tasks.application.files import directory_of
 from tasks.application.health import wait_healthy
+from tasks.application.live_files import read_written
 from tasks.application.staged_files import (
     REPLACE_FILES,
     FilesCopy,
@@ -32,7 +42,15 @@ from tasks.application.staged_files import (
     judge_files_backup,
     swap_files,
 )
-from tasks.application.undo import UNDO, choose_aside, end_undo, read_aside, swap_files_back
+from tasks.application.undo import (
+    UNDO,
+    choose_aside,
+    end_undo,
+    read_aside,
+    replaced_files,
+    restored_at,
+    swap_files_back,
+)
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.host.services import read_services, start_services, stop_services
 
@@ -50,7 +68,9 @@ def restore_files(
     content, mode and owner of every entry.
 
     What it changes: backend and frontend are stopped, the live directory is renamed to
-    `<directory>.superseded_<time>`, the copy gets its name, and both are started. If the restored settings name another
+    `<directory>.superseded_<time>`, the copy gets its name, and both are started. The plan counts the files that were
+    changed since the backup. They are counted again after the stop: if more would be lost than the plan said, apart
+    from later changes, nothing is replaced. If the restored settings name another
     database server than the current primary, the connection string is corrected. It is safe to run again after a kill.
     To undo: undo-restore-files; discard-superseded deletes the old files. Evidence: the comparison.
 
@@ -75,20 +95,22 @@ def restore_files(
         )
         _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory, swap_files)
         pin_paths(report, "live files", env.application.directory)
-        taken = chosen.manifest.taken
+        taken, live = chosen.manifest.taken, directory_of(env.application)
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
-        loss = Loss.everything_since("the files", taken)
+        changes = changes_since(chosen)
+        loss = planned_loss_since(env, chosen)
         effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), down)
         permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env), effect=effect)
         report.state_is("the live files are unchanged", "fix the findings above, then run this again")
         copy = build_files_copy(permit, env.application, chosen)
         _prove(report, chosen, copy)
         with services_stopped(report, env) as stopped:
+            pass_files(report, env, live, changes)
             swapped = swap_files.after(stopped.last)(permit, env.application, copy)
             stopped.exchanged(report, f"{chosen.name} is live")
+            report.loses(measured_loss(report, swapped.kept, changes))
             _switch(report, permit, env, swapped)
         _start(report, env, swapped)
-        report.loses(loss)
         report.measure(*measured(chosen))
         mark_verified(report, chosen)
         report.fact("undo", f"undo-restore-files with kept={swapped.kept.name}" if swapped.kept else "nothing was live")
@@ -101,7 +123,8 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
     """アプリケーションファイルのリストアの取り消し (§8.2)
 
     Returns to the files that restore-files or full-restore replaced. Run it when the restored files turn out to be
-    wrong. Files that were written since the restore are kept in the replaced directory; the plan counts them.
+    wrong. Files that were written since the restore are kept in the replaced directory. The plan counts them, and the
+    run again after the stop: if more would be lost than the plan said, apart from later changes, nothing is replaced.
 
     What it changes: backend and frontend are stopped, the two directories exchange their names, and both are
     started. It is safe to run again after a kill: the next run finishes the exchange. To undo: run it again. Evidence:
@@ -124,13 +147,17 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
             _judge_aside(report, env, aside)
         _plan_swap(report, env, str(aside), env.application.directory, swap_files_back)
         pin_paths(report, "live files", env.application.directory)
-        lost = "files written since the restore are kept, not live"
+        since, replaced = restored_at(aside), replaced_files(env.application, aside, env.reports_directory)
+        changes = partial(read_written, since=since)
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
-        effect = Effect(f"the files of {aside.name} are live again", "run it again", lost, down)
+        loss = planned_loss(replaced, changes, since)
+        effect = Effect(f"the files of {aside.name} are live again", "run it again", (loss,), down)
         permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env), effect=effect)
         with services_stopped(report, env) as stopped:
+            pass_files(report, env, replaced, changes)
             swapped = swap_files_back.after(stopped.last)(permit, env.application, aside, env.reports_directory)
             stopped.exchanged(report, f"the files of {aside.name} are live")
+            report.loses(measured_loss(report, swapped.kept, changes))
             _switch(report, permit, env, swapped)
         _start(report, env, swapped)
         end_undo(env.reports_directory)
@@ -179,7 +206,7 @@ def _start_again(report: Report, env: Environment, stopped: StoppedRoles) -> Non
 
 def _roles(env: Environment) -> list[str]:
     """The services that use the application's directory, in the order of their stop and start."""
-    return env.services_in(("backend", "frontend")) if env.has("services") else []
+    return env.services_in(USERS) if env.has("services") else []
 
 
 def _judge(report: Report, env: Environment, chosen: Backup) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -19,7 +20,6 @@ from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from blocks.postgres.server import execute
 from flows.recovery.point.choice import PointOrigin, ship
-from flows.recovery.stopped_services import ClusterServices
 from runbook import clock
 from runbook.errors import LossExceeded, OpsError
 from runbook.files import record
@@ -43,6 +43,9 @@ from tasks.wal.reading.committed import Committed, count_by_database, read_commi
 from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.supply import read_supply
 from tasks.wal.reading.waldump import Commit
+
+if TYPE_CHECKING:  # the services of a recovery include Redis, whose gate needs this one
+    from flows.recovery.stopped_services import ClusterServices
 
 FENCED = "records/fenced-server.json"
 
@@ -171,13 +174,14 @@ def pass_cluster(
         OpsError: the server does not stop, or ran again.
     """
     fenced = fenced or fence_cluster(report, env, services, "backups", before_of(copy.stop))
-    services.last = loss = measure.after(services.last)(env, fenced, copy, _planned(report, copy.part))
+    services.last = loss = measure.after(services.last)(env, fenced, copy, planned_for(report, copy.part))
     require_confirmed(report, loss)
     require_fence(env, fenced)
     return loss
 
 
-def _planned(report: Report, part: str) -> Loss:
+def planned_for(report: Report, part: str) -> Loss:
+    """The loss of one part that this run's plan said."""
     return next((loss for loss in planned_losses(report) if loss.part == part), Loss(part))
 
 
@@ -258,7 +262,7 @@ class DatabaseGate:
         part = self.copy.part
         try:
             self.read_ahead()
-            self.loss = _counted(self.copy, self._found, _planned(self.report, part))
+            self.loss = _counted(self.copy, self._found, planned_for(self.report, part))
         except OpsError as error:
             self.loss = Loss.not_known(part, error.message)
         require_confirmed(self.report, self.loss)

@@ -13,6 +13,7 @@ from pathlib import Path
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.redis.server import Redis
 from flows.redis.backup import keep_live
+from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.steps import put_back
 from flows.restart import start_again
 from runbook.errors import OpsError
@@ -21,7 +22,7 @@ from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.report import Report
 from tasks.host.services import Started, read_services, stop_services
-from tasks.redis.restore.live import LiveRedis, require_judged
+from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
@@ -138,8 +139,8 @@ class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
     serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
     `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
-    `redis_live`: the server as it was judged, then as it was just before its stop; None: its data is not replaced.
-    `undo`: the runbooks that return to the replaced data."""
+    `redis_gate`: what a replacement of its data must pass; None: its data is not replaced. `undo`: the runbooks that
+    return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
@@ -148,8 +149,13 @@ class SystemServices(StoppedServices):
     other_master: Redis | None = None
     redis_replaced: Path | None = None
     redis_stopping: bool = False
-    redis_live: LiveRedis | None = None
+    redis_gate: RedisGate | None = None
     undo: list[Next] = field(default_factory=list)
+
+    @property
+    def redis_live(self) -> LiveRedis | None:
+        """The server whose data is replaced, at its stop."""
+        return self.redis_gate.fenced if self.redis_gate else None
 
     def _stop(self) -> None:
         """In the manual's order."""
@@ -164,13 +170,17 @@ class SystemServices(StoppedServices):
         """
         if self.redis_stopping or not self.stops_redis:
             return
-        if self.redis_live:
-            self.last = self.redis_live = require_judged.after(self.last)(self.env.redis, self.redis_live)
-        self.redis_stopping = True
         if self.other_master:
             kept = keep_live(self.report, self.env, self.other_master).name
             name = f"undo for the data of {self.other_master.address}"
             self.report.fact(name, f"restore-redis with backup={kept}")
+        self.redis_stopping = True
+        if self.redis_gate:
+            try:
+                self.last = self.redis_gate.fence(after=self.last)
+            finally:
+                self.topology = self.redis_gate.around
+            return
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory
             self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)

@@ -184,8 +184,8 @@ def restore_redis(
     `redis_source` takes it: its data is backed up and proven first. A copy from which a command deleted keys is
     reported. Files are judged by their content and times, a replica by its replication offset.
 
-    If the server has restarted since the run judged it, or was down and answers again, the run ends with nothing
-    replaced.
+    If the server has restarted since the run judged it, was down and answers again, or follows another server, the run
+    ends with nothing replaced. This is checked again when it is stopped.
 
     A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest can be restored too, as unproven. Evidence:
     the table of expected and found keys in each database, and how many keys the live server loaded.
@@ -218,7 +218,6 @@ def restore_redis(
             pin_redis(report, env.redis, replaced=True)
             effect = methods.effect(report, env, chosen.backup, prefixes)
             restore.run(report.permit(*restore.acts, effect=effect))
-        report.loses(methods.loss(chosen.backup, prefixes))
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)

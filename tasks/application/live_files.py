@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from blocks.places import Application
+from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.application.files import directory_of
 from tasks.backups import entries as listing
@@ -45,18 +49,65 @@ def read_live_files(application: Application, backup: Backup) -> LiveFiles:
         for (path, entry), differs in zip(both, pool.map(_differs, both), strict=True):
             if not differs:
                 continue
-            if _written_at(path) > backup.manifest.taken:
+            if _changed_at(path.lstat()) > backup.manifest.taken:
                 written.append(entry.path)
             else:
                 problems.append(f"{entry.path} was altered without being written: {differs[0]}")
     return LiveFiles(tuple(problems), tuple(sorted(written)))
 
 
+@probe
+def read_changes(directory: Path, backup: Backup) -> Mapping[str, datetime]:
+    """The files of a live directory that a restore of `backup` would set back, and when each was changed last: new
+    ones, and those that were written since and differ from the backup.
+
+    Raises:
+        VerificationFailed: the manifest lists no files.
+        OSError: the directory cannot be read.
+    """
+    named = {entry.path: entry for entry in listing.entries_of(backup.manifest)}
+    files = {name: (path, found) for name, path, found in _files(directory)}
+    changed = {name: _changed_at(found) for name, (_, found) in files.items()}
+    both = [name for name, at in changed.items() if name in named and at > backup.manifest.taken]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        differing = zip(both, pool.map(_differs, [(files[name][0], named[name]) for name in both]), strict=True)
+        differs = {name for name, differences in differing if differences}
+    return {name: at for name, at in changed.items() if name not in named or name in differs}
+
+
+@probe
+def read_written(directory: Path, since: datetime | None) -> Mapping[str, datetime]:
+    """The files of a live directory that were written after it was restored, and when each was changed last. `since`:
+    the second in which it was swapped in. The copy's files and links were created before the swap, perhaps in that
+    second; but its files have the times of their contents.
+
+    Raises:
+        OpsError: nobody knows when it was swapped in.
+        OSError: the directory cannot be read.
+    """
+    if since is None:
+        raise OpsError("the name of the replaced directory does not say when it was replaced")
+    return {
+        name: _changed_at(found)
+        for name, _, found in _files(directory)
+        if _changed_at(found) >= since + timedelta(seconds=1)
+        or (stat.S_ISREG(found.st_mode) and found.st_mtime > since.timestamp())
+    }
+
+
+def _files(directory: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
+    """The files and links below a directory, without those that vanish meanwhile."""
+    for path in listing.walk(directory):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
+                yield listing.shown(path.relative_to(directory).as_posix()), path, found
+
+
 def _differs(pair: tuple[Path, ArchiveEntry]) -> Sequence[str]:
     return list(listing.differences(*pair))
 
 
-def _written_at(path: Path) -> datetime:
-    """When its content, its mode or its owner was changed last."""
-    found = path.lstat()
+def _changed_at(found: os.stat_result) -> datetime:
+    """When the content, the mode or the owner was changed last."""
     return datetime.fromtimestamp(max(found.st_mtime, found.st_ctime), UTC)

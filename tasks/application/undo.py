@@ -16,6 +16,7 @@ from runbook.files import record
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.application.files import directory_of
+from tasks.application.live_files import read_written
 from tasks.application.staged_files import SUPERSEDED, FilesSwapped, exchange, free_name, superseded_files
 from tasks.backups import entries as listing
 
@@ -81,6 +82,17 @@ def choose_aside(application: Application, kept: str, reports: Path) -> Path:
     return chosen[0]
 
 
+def replaced_files(application: Application, aside: Path, reports: Path) -> Path:
+    """The directory whose files an undo replaces: the live one, or the one that a killed undo has renamed already.
+
+    Raises:
+        OpsError: the record of a killed undo cannot be read.
+    """
+    undo, live = find_undo(application, reports), directory_of(application)
+    has_renamed = undo and undo.aside == aside and undo.kept and (undo.is_done or not live.exists())
+    return undo.kept if undo and undo.kept and has_renamed else live
+
+
 @probe
 def read_aside(application: Application, aside: Path) -> FilesAside:
     """Count the files of a replaced directory, and list the live files that were written since.
@@ -88,14 +100,10 @@ def read_aside(application: Application, aside: Path) -> FilesAside:
     Raises:
         OpsError: a directory cannot be read.
     """
-    live, since = directory_of(application), _stamp(aside)
+    live, since = directory_of(application), restored_at(aside)
     try:
         sizes = [path.lstat().st_size for path in listing.walk(aside) if path.is_file() and not path.is_symlink()]
-        written = (
-            path.relative_to(live).as_posix()
-            for path in (listing.walk(live) if since and live.is_dir() else ())
-            if path.is_file() and not path.is_symlink() and since and path.lstat().st_mtime > since.timestamp()
-        )
+        written = read_written.work(live, since) if since and live.is_dir() else ()
         return FilesAside(aside, len(sizes), sum(sizes), since, tuple(sorted(written)))
     except OSError as error:
         raise OpsError(f"{error.filename} cannot be read: {error.strerror}", "run this as the files' owner") from None
@@ -130,7 +138,8 @@ def _recorded(application: Application, aside: Path, reports: Path) -> FilesUndo
     return undo
 
 
-def _stamp(aside: Path) -> datetime | None:
+def restored_at(aside: Path) -> datetime | None:
+    """The second in which a restore replaced a directory, by its name; None: the name has no time."""
     try:
         return datetime.strptime(aside.name.rpartition(SUPERSEDED)[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
     except ValueError:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from blocks.config import toml
+from flows.application import files_restore
 from flows.application.files import backup_files
-from flows.application.files_restore import restore_files, undo_restore_files
+from flows.application.files_restore import StoppedRoles, restore_files, undo_restore_files
 from flows.database.backup import verify_backup
 from runbook.errors import OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Status
+from runbook.wait import until
+from tasks.application import live_files
 from tasks.application.files import ARCHIVE
 from tasks.application.staged_files import REPLACE_FILES, build_files_copy, superseded_files
 from tasks.backups import archive, catalogue, fetched_files, manifest
@@ -249,3 +255,123 @@ def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, mo
     with pytest.raises(OpsError, match="no restore has replaced application files"):
         undo_restore_files.fn(NAME)
     assert (states(live), superseded_files(toml.environment(NAME).application)) == (good, [])
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Do this once, when the run is confirmed and the application is stopped."""
+    real, todo = files_restore.services_stopped, [work]
+
+    @contextlib.contextmanager
+    def stopped(*given: Any) -> Iterator[StoppedRoles]:
+        with real(*given) as roles:
+            while todo:
+                todo.pop()()
+            yield roles
+
+    monkeypatch.setattr(files_restore, "services_stopped", stopped)
+
+
+def another_tree(live: Path) -> None:
+    """Somebody puts other files in the place of the live ones, which were written before the plan."""
+    live.rename(live.with_name("replaced"))
+    live.with_name("other").rename(live)
+
+
+def test_the_changes_that_a_restore_loses_are_counted_with_their_times(live: Path) -> None:
+    """Those since the backup, and those that a client makes until the swap; not what only was touched."""
+    backup_files.fn(NAME)
+    (live / "main.py").touch()
+    (live / "uploads" / "new.pdf").write_text("written since the backup")
+    plan = restore_files.fn(NAME)
+    assert "1 change of the files is lost (" in plan.headline, plan.headline
+    assert "later writes are added" in plan.headline
+    written = dict[str, float]()
+
+    def write(ended: threading.Event) -> None:
+        while not ended.wait(0.001):
+            name = f"uploads/{len(written)}.txt"
+            with contextlib.suppress(FileNotFoundError):  # between the two renames
+                (live / name).write_text("x")
+                written[name] = time.time()
+
+    ended = threading.Event()
+    client = threading.Thread(target=write, args=(ended,))
+    client.start()
+    try:
+        until(lambda: len(written) > 20, what="files", seconds=60)
+        loss = restore_files.fn(NAME, confirm=NAME).losses["the files"]
+    finally:
+        ended.set()
+        client.join()
+    lost = [name for name in written if not (live / name).exists()]
+    assert loss.count == len(lost) + 1
+    assert loss.first
+    assert loss.last
+    assert loss.later
+    assert loss.first.timestamp() <= min(written[name] for name in lost)
+    assert loss.last.timestamp() >= max(written[name] for name in lost) - 0.1
+
+
+def test_a_restore_that_would_lose_more_than_its_plan_said_replaces_nothing(
+    live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seeded failure: other files are live by then, and older than the plan."""
+    other = live.with_name("other")
+    shutil.copytree(live, other)
+    (other / "main.py").write_text("print('another release')\n")
+    backup_files.fn(NAME)
+    (other / "uploads" / "cv.pdf").write_text("written since the backup")
+    time.sleep(0.2)
+    meanwhile(monkeypatch, lambda: another_tree(live))
+    with pytest.raises(RunbookFailed, match="1 change of the files is lost .*, but the plan said: 0 changes"):
+        restore_files.fn(NAME, confirm=NAME)
+    assert (live / "uploads" / "cv.pdf").read_text() == "written since the backup"
+    assert superseded_files(toml.environment(NAME).application) == []
+
+
+def test_an_undo_that_would_lose_more_than_its_plan_said_replaces_nothing(
+    live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts the files written since the restore, and no others."""
+    (live / "current").symlink_to("main.py")
+    for path in (live / "main.py", live / "uploads" / "cv.pdf"):
+        os.utime(path, (time.time() - 60, time.time() - 60))
+    backup_files.fn(NAME)
+    restore_files.fn(NAME, confirm=NAME)
+    plan = undo_restore_files.fn(NAME)
+    assert "0 changes of the files are lost as of" in plan.headline, plan.headline
+    time.sleep(1.1)  # the name of the replaced directory has whole seconds
+    (live / "main.py").write_text("print('since')\n")
+    plan = undo_restore_files.fn(NAME)
+    assert "1 change of the files is lost (" in plan.headline, plan.headline
+    other = live.with_name("other")
+    shutil.copytree(live, other, symlinks=True)
+    (other / "uploads" / "new.pdf").write_text("written since the restore")
+    time.sleep(0.2)
+    with monkeypatch.context() as patch:
+        meanwhile(patch, lambda: another_tree(live))
+        with pytest.raises(RunbookFailed, match="changes of the files are lost .*, but the plan said: 1 change"):
+            undo_restore_files.fn(NAME, confirm=NAME)
+    assert (live / "uploads" / "new.pdf").exists()
+    loss = undo_restore_files.fn(NAME, confirm=NAME).losses["the files"]
+    assert loss.count
+    assert not (live / "uploads" / "new.pdf").exists()
+
+
+def test_changes_that_cannot_be_counted_are_everything_since_the_backup(
+    live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that counted is not enough for a run that cannot."""
+    backup_files.fn(NAME)
+
+    def walk(_: Path) -> NoReturn:
+        raise PermissionError("no")
+
+    with monkeypatch.context() as patch:
+        meanwhile(patch, lambda: patch.setattr(live_files.listing, "walk", walk))
+        with pytest.raises(RunbookFailed, match="the loss of the files is unknown, because"):
+            restore_files.fn(NAME, confirm=NAME)
+    assert (live / "main.py").exists()
+    shutil.rmtree(live)
+    plan = restore_files.fn(NAME)
+    assert "writes of the files of the last" in plan.headline, plan.headline

@@ -10,16 +10,19 @@ from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
 from blocks.postgres.server import Connection
+from flows.application.files_gate import changes_since, measured_loss, pass_files
 from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
-from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others, other_master
+from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
 from flows.recovery.stopped_services import SystemServices
+from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.sources import judge_kept_master
+from flows.redis.restore.sources import loss_of as redis_loss
 from flows.redis.restore.steps import report_not_attached
 from flows.store import mark_verified
 from runbook.errors import OpsError
@@ -30,6 +33,7 @@ from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.application.connection_string import switch_target
+from tasks.application.files import directory_of
 from tasks.application.health import Health, SmokeResult, answers, smoke_check, wait_healthy
 from tasks.application.staged_files import swap_files
 from tasks.application.stored import find_stored
@@ -38,6 +42,7 @@ from tasks.logs.figures.writes import read_writes_since
 from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.server import Identity
+from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.swap import prepare_empty, start_redis, swap_redis, verify_live_redis
 from tasks.redis.restore.undoing import note_started
 from tasks.redis.topology.isolation import Attached, attach, note_swapped, wait_for_followers
@@ -53,14 +58,15 @@ def system_services(
         "nothing live was replaced; services are as they were found", "fix the findings above, then run this again"
     )
     running = [role for role in STOP_ORDER if found.services.running.get(role)]
+    topology, live = chosen.redis_topology, chosen.redis_live
     return SystemServices(
         *(report, env, running, last),
         permit=permit,
-        topology=chosen.redis_topology,
+        topology=topology,
         redis_kept=chosen.redis_kept,
         stops_redis=env.has("redis") and chosen.stops_redis,
         other_master=other_master(env, chosen),
-        redis_live=chosen.redis_live,
+        redis_gate=RedisGate(report, env, permit, topology, live) if topology and live else None,
     )
 
 
@@ -86,6 +92,7 @@ def swap(
     """
     services.stop()
     services.stop_redis()
+    pass_others(report, env, services, copies, chosen)
     left = others_in(copies)
     name = chosen.database.name
     try:
@@ -99,8 +106,7 @@ def swap(
     services.has_swapped("database", done.kept, left, Next("undo-restore", "", {"kept": done.kept}))
     measured = gate.loss if gate else None
     report.loses(measured or Loss.everything_since(env.postgres.database, chosen.database.manifest.taken))
-    swap_others(report, permit, env, services, copies)
-    report.loses(*losses_of_others(chosen))
+    swap_others(report, permit, env, services, copies, chosen)
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
@@ -111,19 +117,54 @@ def others_in(copies: StagedCopies) -> list[str]:
     return [*(["Redis"] if copies.redis else []), *(["files"] if copies.files else [])]
 
 
-def swap_others(
-    report: Report, permit: Permit, env: Environment, services: SystemServices, copies: StagedCopies
+def pass_others(
+    report: Report, env: Environment, services: SystemServices, copies: StagedCopies, chosen: OtherParts
 ) -> None:
-    """Swap Redis and the files, where copies of them were built."""
+    """Pass the gates of Redis and the files, before the first part is replaced. The services are stopped.
+
+    Raises:
+        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
+    """
+    if copies.redis:
+        services.last = _pass_redis(services, chosen)
+    if copies.files and chosen.files:
+        pass_files(report, env, directory_of(env.application), changes_since(chosen.files))
+
+
+def _pass_redis(services: SystemServices, chosen: OtherParts) -> LiveRedis:
+    assert services.redis_gate
+    backup = None if chosen.redis_survivor else chosen.redis
+    return services.redis_gate.judge(redis_loss(chosen.redis_survivor or backup), backup)
+
+
+def swap_others(
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    services: SystemServices,
+    copies: StagedCopies,
+    chosen: OtherParts,
+) -> None:
+    """Swap Redis and the files, where copies of them were built. Each passes its gate again: the swap of the database
+    took time.
+
+    Raises:
+        LossExceeded: a part was written to meanwhile, and is not replaced.
+    """
     left = others_in(copies)
     if copies.redis:
-        services.last = redis = swap_redis.after(services.last)(permit, env.redis, copies.redis)
+        live = _pass_redis(services, chosen)
+        services.last = redis = swap_redis.after(services.last, live)(permit, env.redis, copies.redis)
         services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
         services.redis_replaced = redis.kept
         services.has_swapped("Redis", redis.kept, left := left[1:], _directory("undo-restore-redis", redis.kept))
-    if copies.files:
+        report.loses(redis_loss(chosen.redis_survivor or chosen.redis))
+    if copies.files and chosen.files:
+        changes = changes_since(chosen.files)
+        pass_files(report, env, directory_of(env.application), changes)
         services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
         services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))
+        report.loses(measured_loss(report, files.kept, changes))
         _switch(report, permit, env, services)
 
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
 from blocks.redis.server import Redis
+from flows.application.files_gate import planned_loss_since
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
@@ -55,7 +56,8 @@ class OtherParts:
     `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
     once the services are stopped. `redis_kept`: the master's data, left as it is. `files_kept`: the live files, left as
     they are. `redis_left`: nothing restores Redis, and it serves: what it has not saved would be lost with its process.
-    `redis_live`: the server that is replaced."""
+    `redis_live`: the server that is replaced. `files_loss`: the changes of the live files that their backup lacks, as
+    far as the plan can tell."""
 
     redis: Backup | None = None
     files: Backup | None = None
@@ -66,6 +68,7 @@ class OtherParts:
     files_kept: LiveFiles | None = None
     redis_live: LiveRedis | None = None
     redis_left: bool = False
+    files_loss: Loss | None = None
 
     @property
     def stops_redis(self) -> bool:
@@ -142,13 +145,9 @@ def effect(report: Report, env: Environment, chosen: Chosen, presence: Presence)
 
 
 def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
-    """The losses of Redis and the files, where their live data is replaced."""
-    found = []
-    if source := chosen.redis_survivor or chosen.redis:
-        found.append(redis_sources.loss_of(source))
-    if chosen.files:
-        found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
-    return tuple(found)
+    """The planned losses of Redis and the files, where their live data is replaced."""
+    redis = chosen.redis_survivor or chosen.redis
+    return tuple(filter(None, (redis_sources.loss_of(redis) if redis else None, chosen.files_loss)))
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
@@ -265,7 +264,8 @@ def choose_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    chosen = replace(found, files=files, files_kept=files_kept)
+    lost = planned_loss_since(env, files) if files else None
+    chosen = replace(found, files=files, files_kept=files_kept, files_loss=lost)
     if other := other_master(env, chosen):
         judge_kept(report, env, other)
         report.fail_if_critical()

@@ -13,7 +13,7 @@ from flows.database import expectations as check
 from flows.recovery.destruction import read_end
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
-from flows.recovery.full.choose import Chosen, losses_of_others
+from flows.recovery.full.choose import Chosen
 from flows.recovery.full.start import other_databases
 from flows.recovery.gate import AGAIN, require_confirmed
 from flows.recovery.options import RestoreOptions
@@ -306,6 +306,8 @@ def swapping_in(
     copy = copies.option.copy(env.postgres.database, names=copies.databases)
     with started_on_failure(services), started_on_failure(cluster):
         services.stop()
+        services.stop_redis()
+        bring_up.pass_others(report, env, services, copies, run.chosen)
         try:
             swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline, copy, run.fenced)
         except BaseException:
@@ -314,9 +316,7 @@ def swapping_in(
         undo = swap.undo_of(env.postgres, cluster.kept)
         services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies), undo)
         services.last = cluster.last
-        services.stop_redis()
-        bring_up.swap_others(report, permit, env, services, copies)
-        report.loses(*losses_of_others(run.chosen))
+        bring_up.swap_others(report, permit, env, services, copies, run.chosen)
         yield
 
 

@@ -113,7 +113,7 @@ def _effect(report: Report, chosen: OtherParts) -> Effect:
 def _carry_out(
     report: Report, permit: Permit, env: Environment, chosen: OtherParts, services: SystemServices, when: str
 ) -> None:
-    losses, survivor = choose.losses_of_others(chosen), chosen.redis_survivor
+    survivor = chosen.redis_survivor
     with remembered(env, survivor or chosen.redis_kept, services.swapped), started_on_failure(services):
         if when == "first" or survivor:
             services.stop()
@@ -124,7 +124,7 @@ def _carry_out(
         build.prove_others(report, env, chosen, copies)
         services.stop()
         services.stop_redis()
-        bring_up.swap_others(report, permit, env, services, copies)
+        bring_up.swap_others(report, permit, env, services, copies, chosen)
         report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
     bring_up.prepare_redis(report, env, copies, services)
     started = bring_up.start_application(env, copies, services, after=services.last)
@@ -132,7 +132,6 @@ def _carry_out(
     services.last = bring_up.report_application(report, env, started)
     bring_up.report_attached(report, env, services, started)
     bring_up.judge_time(report, env)
-    report.loses(*losses)
     moment = min(backup.manifest.taken for backup in chosen.backups)
     bring_up.report_lost_writes(report, env, moment, services)
     bring_up.finish(report, chosen)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
+from flows.recovery.gate import require_confirmed
 from flows.recovery.redis.choice import choose, require_unchanged
 from flows.recovery.redis.findings import Mode, judge_dead, judge_living, judge_sentinels, report_servers
-from flows.recovery.redis.loss import Before, report_interrupted_loss, report_planned_loss, report_unplanned_loss
+from flows.recovery.redis.loss import (
+    Before,
+    FailoverGate,
+    interrupted_loss,
+    report_interrupted_loss,
+    report_planned_loss,
+    report_unplanned_loss,
+)
 from flows.recovery.redis.progress import report_phases, settled, verify_after
+from runbook import clock
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
@@ -18,12 +28,13 @@ from runbook.guard.permit import Act, CarriesOut
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.redis.failover.group import Group, GroupMember, read_group
+from tasks.redis.failover.group import Group, GroupMember, read_group, read_member
 from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
 from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import HandOver, PromotionChoice
 from tasks.redis.failover.rights import find_refused_commands
+from tasks.redis.restore.survivors import PART
 from tasks.redis.topology.topology import find_record
 
 RECENT_SECONDS = 3600.0
@@ -37,7 +48,8 @@ def redis_failover(
 
     Makes a replica the master. Use `planned` while the master runs (before work on its host): it proves that no
     acknowledged write is lost. Use `unplanned` when the master is dead: it waits for the Sentinels' failover, starts
-    one if they do not, and reports which writes may be lost.
+    one if they do not, and reports which writes may be lost. It starts none if the replica lacks more than the plan
+    said.
 
     What it changes: a planned failover pauses writes (CLIENT PAUSE WRITE; it ends 10 s after a killed run) until the
     replica has every byte. Then the Sentinels switch, and the old master follows the new one. With an empty confirm it
@@ -61,7 +73,7 @@ def redis_failover(
         started, block = time.monotonic(), env.redis
         _require_sentinels(block, mode)
         group = read_group(block)
-        before = Before.read(block, group)
+        before = Before.read(block, group, env.reports_directory)
         group = settled(block, group) if mode == "unplanned" else group
         report_servers(report, "before", group)
         kept = None if group.watch.master else find_record(env.reports_directory)
@@ -73,7 +85,7 @@ def redis_failover(
         if mode == "planned":  # otherwise the Sentinels choose
             report.pin("new_master", choice.candidate)
         report.pin_state("master", choice.master)
-        permit = report.permit(Act(ACT, choice.target), effect=_effect(choice, mode))
+        permit = report.permit(Act(ACT, choice.target), effect=_effect(block, choice, mode, before))
         _judge_again(report, block, choice, mode, new_master, before)
         report.state_is(
             f"a failover {choice.target} has begun; paused writes on {choice.master} resume within "
@@ -81,8 +93,10 @@ def redis_failover(
             "run it again: it continues, or reports the present master",
         )
         decision = time.monotonic() - started
-        act = hand_over if mode == "planned" else take_over
-        done = act(permit, block, choice)
+        if mode == "planned":
+            done = hand_over(permit, block, choice)
+        else:
+            done = take_over(permit, block, choice, FailoverGate(report, block, before))
         report.state_is(f"{done.new.address} is the master", "run it again: it reports which replicas follow")
         report_phases(report, decision, done)
         _report_results(report, block, group, choice, done, before)
@@ -136,13 +150,12 @@ def _judge_again(
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
-def _effect(choice: PromotionChoice, mode: Mode) -> Effect:
+def _effect(block: Redis, choice: PromotionChoice, mode: Mode, before: Before) -> Effect:
     what = f"{choice.candidate} becomes the master instead of {choice.master}"
     back = f"redis-failover with mode=planned, new_master={choice.master}"
     if mode == "planned":
-        return Effect(what, back, down="writes pause for about 1 s")
-    loss = Loss.not_known("Redis", f"writes that {choice.candidate} has not received are lost")
-    return Effect(what, back, (loss,), 3.0)
+        return Effect(what, back, (Loss(PART),), "writes pause for about 1 s")
+    return Effect(what, back, (before.loss_with(read_member(block, choice.candidate)),), 3.0)
 
 
 def _plan(report: Report, choice: PromotionChoice, mode: Mode) -> None:
@@ -202,10 +215,15 @@ def _finish(
     left = group.members.get(marker.old)
     if left and left.is_master:
         report.plan("make it follow", f"{left.address} still is a master: REPLICAOF {new.address}", by=[make_follow])
-        lost = f"writes that only {left.address} has are lost"
-        effect = Effect(f"{left.address} follows {new.address}", "", lost)
+        planned = interrupted_loss(marker, left, new)
+        shown = planned if planned.unknown else replace(planned, as_of=clock.now())
+        effect = Effect(f"{left.address} follows {new.address}", "", (shown,))
         permit = report.permit(Act(ACT, f"{left.address} → {new.address}"), effect=effect)
-        left = make_follow(permit, block, left.address, new.address)
+
+        def gate(now: GroupMember) -> None:
+            require_confirmed(report, interrupted_loss(marker, now, new, planned))
+
+        left = make_follow(permit, block, left.address, new.address, gate)
     if report.confirm == report.environment:
         RedisFailoverMarker.remove_from(block.at(new.address))
     return left if left and left.is_master else None

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from blocks.redis.server import Redis
+from flows.recovery.gate import require_confirmed
 from runbook.guard.loss import Loss
 from runbook.report import Report
-from tasks.redis.failover.group import Group, GroupMember, LastSeen, read_last_seen
+from tasks.redis.failover.group import Group, GroupMember, LastSeen, read_last_seen, read_member
 from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import HandOver
+from tasks.redis.position import StreamPosition, known_positions, received
+from tasks.redis.restore.survivors import PART, SurvivingCopy, measured
 
 # INCR of a one-letter key, in the replication stream.
 SHORTEST_WRITE_BYTES = 21
-REDIS = "Redis"
 
 
 @dataclass(frozen=True)
 class Before:
-    """The dead master as known when the run began: the last INFO that a Sentinel kept, and the latest possible time of
-    its death (this host's clock, seconds)."""
+    """The dead master as known when the run began: the last INFO that a Sentinel kept, the latest possible time of its
+    death (this host's clock, seconds), and every position of it that is known."""
 
     seen: LastSeen | None
     died: float
+    known: tuple[StreamPosition, ...] = ()
 
     @classmethod
-    def read(cls, block: Redis, group: Group) -> Before:
+    def read(cls, block: Redis, group: Group, reports: Path) -> Before:
         """Read it early: the Sentinels drop it at the end of a failover."""
         silent = [m.silent_seconds for m in group.others if not m.problem and not m.is_master]
         down_after = "down-after-milliseconds"
@@ -37,7 +42,33 @@ class Before:
         # nothing of the time in between.
         unanswered = [v.down_seconds + v.settings.get(down_after, 0) / 1000 for v in group.watch.views if v.sees_down]
         now = time.time()
-        return cls(read_last_seen(block, group.watch), now - min(min(silent, default=0), min(unanswered, default=0)))
+        died = now - min(min(silent, default=0), min(unanswered, default=0))
+        return cls(read_last_seen(block, group.watch), died, known_positions(block, reports))
+
+    def loss_with(self, member: GroupMember) -> Loss:
+        """What is lost if this replica becomes the master, or has become it: by its offset in the master's stream."""
+        if member.problem:
+            return Loss.not_known(PART, f"{member.address} does not answer")
+        return measured(SurvivingCopy("replica", member.address, received=received(member)), self.known).loss
+
+
+@dataclass(frozen=True)
+class FailoverGate:
+    """The gate of a failover from a dead master, directly before this run starts it. The Sentinels take the replica
+    that has the largest offset. They can be faster than the run: then the loss is only measured."""
+
+    report: Report
+    block: Redis
+    before: Before
+
+    def __call__(self, replicas: Sequence[str]) -> None:
+        """Compare what the replicas lack now with what was confirmed.
+
+        Raises:
+            LossExceeded: the one that would be promoted lacks more. No replica was promoted.
+        """
+        members = [read_member(self.block, address) for address in replicas]
+        require_confirmed(self.report, self.before.loss_with(max(members, key=lambda member: member.offset)))
 
 
 def report_planned_loss(report: Report, done: HandOver) -> None:
@@ -65,13 +96,14 @@ def report_planned_loss(report: Report, done: HandOver) -> None:
         value="paused until the old master was a replica" if done.unbroken else "a gap before the old master followed",
     )
     report.fact("acknowledged writes lost", "0 (proven)" if done.lost_nothing else value)
-    report.loses(Loss(REDIS) if done.lost_nothing else Loss.not_known(REDIS, value))
+    report.loses(Loss(PART) if done.lost_nothing else Loss.not_known(PART, value))
 
 
 def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMember, before: Before) -> None:
     """Bound the loss: the dead master cannot be queried."""
     if done:
         _report_ledger(report, done)
+    report.loses(before.loss_with(new))
     seen = before.seen
     if seen is None or new.earlier_replid != seen.replid:
         report.warn(
@@ -79,7 +111,6 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMembe
             "compare with the application's records; the old master logs its offset when it starts again",
             value="not measured: no Sentinel kept the master's last INFO",
         )
-        report.loses(Loss.not_known(REDIS, "no Sentinel kept the master's last INFO"))
         return
     certain = max(0, seen.offset - new.promoted_at)
     window = max(0.0, before.died - seen.at)
@@ -95,8 +126,6 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMembe
     else:
         report.fact("no acknowledged write lost before", safe)
     report.fact("acknowledged writes lost, at most, at the last known load", f"{most:,}")
-    unknown = Loss.not_known(REDIS, f"{certain:,} bytes of the dead master's stream are missing")
-    report.loses(unknown if certain else Loss.everything_since(REDIS, datetime.fromtimestamp(seen.at, UTC)))
     report.warn(
         "acknowledged writes that may be lost",
         "compare with the application's records of that time; the old master has them until it follows",
@@ -106,32 +135,39 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMembe
     )
 
 
-def report_interrupted_loss(
-    report: Report, marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember
-) -> None:
-    """The writes that the old master took after the pause of a killed run: they are lost when it follows.
+def interrupted_loss(
+    marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember, planned: Loss | None = None
+) -> Loss:
+    """The writes that the old master took after the pause of a killed run, in bytes of the stream (with the Sentinels'
+    own): they are lost when it follows.
 
     A replica that continued the new master's stream without a full resynchronisation had no other writes.
     """
     known = marker.replid if new.earlier_replid == marker.replid else "unknown"
     if left and left.is_master and left.replid == known:
         lost = max(0, left.offset - new.promoted_at)
-        value = f"{lost:,} bytes of the stream (Sentinels' own included) that {left.address} took as a second master"
     elif left and left.earlier_replid == known:
         lost = max(0, left.promoted_at - new.promoted_at)
-        value = f"{lost:,} bytes of the stream"
     else:
-        lost = -1
-        value = (
-            f"not measured: writes on {marker.old} resumed {LONGEST_SECONDS:.0f} s after the death of the run that "
-            f"began at {marker.started}; those until it followed are lost"
+        why = (
+            f"writes on {marker.old} resumed {LONGEST_SECONDS:.0f} s after the death of the run that began at "
+            f"{marker.started}, and nobody read its offset before it followed"
         )
-    report.loses(Loss.not_known(REDIS, value) if lost else Loss(REDIS))
-    if lost:
-        hint = "compare with the application's records of the time since the killed run"
-        report.warn("acknowledged writes lost, at most", hint, value=value)
-    else:
+        return Loss.not_known(PART, why)
+    return Loss(PART, lost, "byte", later=max(lost - (planned.count or 0), 0) if planned else 0)
+
+
+def report_interrupted_loss(
+    report: Report, marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember
+) -> None:
+    """Report what a killed run's second master had alone."""
+    loss = interrupted_loss(marker, left, new)
+    report.loses(loss)
+    if loss.is_none:
         report.fact("acknowledged writes lost", f"0 (proven): {marker.old} had nothing that {new.address} lacks")
+        return
+    hint = "compare with the application's records of the time since the killed run"
+    report.warn("acknowledged writes lost, at most", hint, value=loss.text)
 
 
 def _report_ledger(report: Report, done: HandOver) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from blocks.environment import Environment, Stores
+from flows.application.files_gate import PART
 from flows.database import expectations
 from flows.database import restore_steps as database
 from flows.launch import add_confirmation, launch
@@ -32,6 +33,7 @@ from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -115,7 +117,7 @@ def region_failover(
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
-            (options.loss,),
+            (options.loss, *choose.losses_of_others(chosen)),
             seconds_from(report.plan_steps, ""),
         )
         permit = report.permit(*_acts(env, chosen), effect=effect)
@@ -149,6 +151,8 @@ class Parts:
     def choose(self, report: Report, env: Environment, option: RestoreOption) -> choose.Chosen:
         """All backups that are restored together. A base backup leaves no object out."""
         chosen = choose.with_others(report, env, option.backup, option.newest, "backups", self.without)
+        if chosen.files:  # the old region's changes since are lost, whatever this region's files are
+            chosen = replace(chosen, files_loss=Loss.everything_since(PART, chosen.files.manifest.taken))
         if option.replay:
             if self.accepted:
                 names = "; ".join(self.accepted)
@@ -199,8 +203,8 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
-        require_confirmed(report, options.loss)
         chosen = parts.choose(report, env, option)
+        require_confirmed(report, options.loss, *choose.losses_of_others(chosen))
     options.used = options.used or option
     with ready, phases.of("bring up"):
         services = finish()

@@ -85,7 +85,7 @@ def capture(
     report: Report, permit: Permit, env: Environment, copy: SurvivingCopy, live: LiveRedis
 ) -> tuple[Backup, Loss]:
     """Back up a surviving copy into the store, with a manifest, and measure its loss. `latest` never means that backup.
-    The services are stopped, and the replicas detached. `live`: the server just before its stop.
+    The services are stopped, and the replicas detached. `live`: the server at its stop.
 
     Raises:
         LossExceeded: more would be lost than was confirmed. Nothing live was replaced.

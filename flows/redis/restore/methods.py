@@ -13,10 +13,10 @@ from flows.redis.backup import judge_kept, keep_live
 from flows.redis.restore import network
 from flows.redis.restore import prefixes as prefix_steps
 from flows.redis.restore.choice import RestorableRedis
+from flows.redis.restore.gate import RedisGate, loss_of
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from flows.redis.restore.survivor import advise
 from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.units import first_of
@@ -69,7 +69,8 @@ class RedisReplacement:
         kept = ""
         if found := living_master(self.env, self.around):
             kept = keep_live(self.report, self.env, found).name
-        swapped = replace_redis(self.report, self.env, permit, copy, self.around, self.judged)
+        gate = RedisGate(self.report, self.env, permit, self.around, self.judged)
+        swapped = replace_redis(gate, copy, loss_of(self.backup), self.backup)
         other = f"; for the data of {found.address}: restore-redis with backup={kept}" if found else ""
         self.report.fact("undo", undo(swapped) + other)
 
@@ -85,13 +86,7 @@ def effect(report: Report, env: Environment, backup: Backup, prefixes: Sequence[
         down = "writes are refused meanwhile"
     if prefixes or env.redis.remote:
         undo = "restore-redis with the backup that the run takes first"
-    return Effect(back_to(what, taken), undo, (loss(backup, prefixes),), down)
-
-
-def loss(backup: Backup, prefixes: Sequence[str]) -> Loss:
-    """What a restore from a backup loses; of some prefixes, only their keys."""
-    part = f"{PART} keys under {first_of(prefixes)}" if prefixes else PART
-    return Loss.everything_since(part, backup.manifest.taken)
+    return Effect(back_to(what, taken), undo, (loss_of(backup, prefixes),), down)
 
 
 def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:

@@ -14,8 +14,10 @@ from flows.redis.backup import keep_live
 from flows.redis.master import judge_master
 from flows.redis.restore import findings, prefixes
 from flows.redis.restore.choice import RestorableRedis
+from flows.redis.restore.gate import loss_of, pass_serving
 from flows.redis.restore.steps import plan_detaching, put_back
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -27,7 +29,7 @@ from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
 from tasks.redis.restore.equal import KeyComparison, compare_keys
-from tasks.redis.restore.live import LiveRedis, read_live, require_judged
+from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.network import (
     ACT,
     NotReached,
@@ -60,6 +62,7 @@ class NetworkRestore:
     scratch: redis.Redis
     live: RedisLine
     order: RestoreOrder
+    loss: Loss
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -78,7 +81,8 @@ class NetworkRestore:
             RunbookFailed: the live data differs from the backup.
         """
         with watched_writes(self.target.block, self.live, ALL) as writes:
-            _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order, writes)
+            _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order, writes, self.loss)
+        self.report.loses(self.loss)
 
 
 @contextlib.contextmanager
@@ -98,7 +102,7 @@ def prepare(report: Report, env: Environment, chosen: RestorableRedis) -> Iterat
             refusal = find_refusal(target.block, scratch, live, order, left_following=target.follows)
             prefixes.judge(report, env, target.block, order, refusal, whole=True)
             _plan(report, env, target, order)
-            yield NetworkRestore(report, env, target, scratch, live, order)
+            yield NetworkRestore(report, env, target, scratch, live, order, loss_of(chosen.backup))
 
 
 def _plan(report: Report, env: Environment, target: RestoreTarget, order: RestoreOrder) -> None:
@@ -142,12 +146,14 @@ def _restore(
     live: RedisLine,
     order: RestoreOrder,
     writes: LiveWrites,
+    loss: Loss,
 ) -> None:
     block, left = target.block, target.left
     report.state_is("the live data was not touched", "fix the findings above, then run it again")
     if left:
         report.fact("kept by the killed run", left.kept)
     kept = left.kept if left and target.follows else keep_live(report, env, block).name
+    pass_serving(report, block, target.judged, loss)
     _judge_same(env, target)
     back = f"restore-redis with backup={kept}"
     report.fact("undo", back)
@@ -182,10 +188,8 @@ def _judge_same(env: Environment, target: RestoreTarget) -> None:
     """Master, replicas and Sentinels are still those of the plan: the backup of the live data takes time.
 
     Raises:
-        LossExceeded: it is another process.
         OpsError: they changed.
     """
-    require_judged(target.block, target.judged)
     now = read_topology(target.block, env.reports_directory, of_dead=bool(target.dead))
     planned = target.around
     if now.master != planned.master:

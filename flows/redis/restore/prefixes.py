@@ -14,7 +14,9 @@ from flows.redis.backup import judge_kept, keep_live
 from flows.redis.master import judge_master
 from flows.redis.restore import findings
 from flows.redis.restore.choice import RestorableRedis
+from flows.redis.restore.gate import loss_of, pass_serving
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -29,7 +31,7 @@ from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import RedisLine, live_line
 from tasks.redis.restore.equal import compare_keys
-from tasks.redis.restore.live import LiveRedis, read_live, require_judged
+from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.prefixes import ACT, Extra, RestoreOrder, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import LiveWrites, watched_writes
 from tasks.redis.scratch import scratch_server
@@ -42,7 +44,8 @@ KEYS_PER_SECOND = 15_000
 
 @dataclass(frozen=True)
 class PrefixRestore:
-    """A backup in a scratch server, the live server, the keys to restore, and the clients' writes meanwhile."""
+    """A backup in a scratch server, the live server, the keys to restore, and the clients' writes meanwhile. `loss`:
+    what the keys' restore loses."""
 
     report: Report
     env: Environment
@@ -52,6 +55,7 @@ class PrefixRestore:
     order: RestoreOrder
     writes: LiveWrites
     judged: LiveRedis
+    loss: Loss
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -69,7 +73,7 @@ class PrefixRestore:
         report.state_is("the live data was not touched", "fix the findings above, then run it again")
         kept = keep_live(report, self.env, block)
         require_same(self.env, block)
-        require_judged(block, self.judged)
+        pass_serving(report, block, self.judged, self.loss)
         back = undo(kept, [one.prefix for one in order.held])
         report.fact("undo", back)
         report.state_is(
@@ -78,6 +82,7 @@ class PrefixRestore:
         )
         try:
             done = restore_keys(permit, block, self.scratch, self.live, order, self.writes)
+            report.loses(self.loss)
             findings.report_restored(report, done, self.writes)
             found = compare_keys.after(done)(block, self.scratch, self.live, order, self.writes)
         except OpsError as error:
@@ -116,7 +121,8 @@ def prepare(
         judge_removed(report, order, expected_removed)
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
         plan(report, order)
-        yield PrefixRestore(report, env, block, scratch, live, order, writes, judged)
+        loss = loss_of(chosen.backup, prefixes)
+        yield PrefixRestore(report, env, block, scratch, live, order, writes, judged, loss)
 
 
 def require_same(env: Environment, block: Redis, *, waived: bool = False) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blocks.environment import Environment
+from flows.redis.restore.gate import RedisGate
 from flows.store import mark_failed
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
 from runbook.next import Next
@@ -16,7 +18,6 @@ from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
-from tasks.redis.restore.live import LiveRedis, require_judged
 from tasks.redis.restore.place import Precondition
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 from tasks.redis.restore.undoing import note_started
@@ -163,35 +164,27 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
     report.fact("Redis copy built and proven in", duration(copy.seconds))
 
 
-def replace_redis(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    copy: RedisCopy,
-    around: ReplicationTopology,
-    judged: LiveRedis,
-) -> SwappedRedis:
-    """Detach, stop, swap, start, verify, reattach. If the swap fails, the old data is started again. `judged`: the live
-    side that may be replaced.
+def replace_redis(gate: RedisGate, copy: RedisCopy, loss: Loss, backup: Backup | None = None) -> SwappedRedis:
+    """Detach, stop, pass the gate, swap, start, verify, reattach. If the swap fails, the old data is started again.
+    `loss`: what the copy lacks; `backup`: the one that it is of, if that is the source.
 
     Raises:
-        LossExceeded: it is another one now. Nothing was replaced.
+        LossExceeded: the live side is another one now, or more would be lost than was confirmed. Nothing was replaced.
         OpsError: the service did not stop, or does not start with the copy (the hint names the undo).
     """
-    was_running, taken = env.services.is_running("redis"), around
+    report, env, permit = gate.report, gate.env, gate.permit
     report.state_is(
         "the old data is in place; Redis may be stopped, its replicas and Sentinels detached",
         "run it again; or start the service and run reattach-redis",
     )
     try:
-        same = require_judged.after(copy)(env.redis, judged)
-        taken = detach.after(same)(permit, env.redis, around, env.reports_directory)
-        stopped = stop_redis.after(taken)(env.redis, env.services)
-        swapped = swap_redis.after(stopped)(permit, env.redis, copy)
+        gate.fence(after=copy)
+        swapped = swap_redis.after(gate.judge(loss, backup))(permit, env.redis, copy)
     except BaseException:
-        start_again(report, env, permit, taken, was_running=was_running)
+        start_again(report, env, permit, gate.around, was_running=gate.was_running)
         raise
-    taken = note_swapped(env.reports_directory, taken)
+    report.loses(loss)
+    taken = note_swapped(env.reports_directory, gate.around)
     report.fact("Redis data kept", swapped.kept or "there was none")
     back = undo(swapped)
     report.state_is("the backup's data is in place; the replaced data is kept", back)

@@ -10,6 +10,7 @@ from blocks.environment import Environment
 from flows import store as stores
 from flows.pinned import pin_redis
 from flows.redis.restore import capture, sources
+from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.steps import build_redis, plan_detaching, replace_redis, start_again, undo
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect, seconds_from
@@ -18,10 +19,9 @@ from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
-from tasks.redis.restore.live import LiveRedis, read_live, require_judged
+from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.survivors import SurvivingCopy
-from tasks.redis.restore.swap import stop_redis
-from tasks.redis.topology.isolation import TAKE_OFF, detach
+from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology
 
 NamedSource = Literal["backup", "replica", "files"]
@@ -59,22 +59,18 @@ class SurvivorRestore:
             RunbookFailed: the staged copy differs from the captured backup.
         """
         report, env = self.report, self.env
-        was_running, taken = env.services.is_running("redis"), self.around
+        gate = RedisGate(report, env, permit, self.around, self.judged)
         report.state_is(
             "no data was replaced; Redis may be stopped, its replicas and Sentinels detached",
             "run it again: the surviving data is unchanged",
         )
         try:
-            live = require_judged(env.redis, self.judged)
-            taken = detach.after(live)(permit, env.redis, self.around, env.reports_directory)
-            stop_redis.after(taken)(env.redis, env.services)
-            backup, loss = capture.capture(report, permit, env, self.copy, live)
+            backup, loss = capture.capture(report, permit, env, self.copy, gate.fence())
             copy = build_redis(report, env, permit, backup)
         except BaseException:
-            start_again(report, env, permit, taken, was_running=was_running)
+            start_again(report, env, permit, gate.around, was_running=gate.was_running)
             raise
-        report.fact("undo", undo(replace_redis(report, env, permit, copy, taken, self.judged)))
-        report.loses(loss)
+        report.fact("undo", undo(replace_redis(gate, copy, loss)))
         return backup
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.pinned import pin_redis
 from flows.redis.backup import judge_kept, keep_live
+from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.methods import living_master
 from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook import clock
@@ -16,12 +17,13 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.redis.restore.final_save import judge_final_save, read_last_state
+from tasks.redis.restore.final_save import has_lost_directory, judge_final_save, read_last_state
 from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
+from tasks.redis.restore.live import read_live
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
 from tasks.redis.restore.restart import judge_restart
@@ -36,8 +38,8 @@ from tasks.redis.restore.undoing import (
     swap_back,
 )
 from tasks.redis.server import answers, connected, key_counts
-from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
-from tasks.redis.topology.topology import ReplicationTopology, read_topology
+from tasks.redis.topology.isolation import TAKE_OFF, note_swapped
+from tasks.redis.topology.topology import read_topology
 
 
 @flow(name="undo-restore-redis", flow_run_name=RunName("undo-restore-redis {environment} {kept}"))
@@ -51,8 +53,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
 
     What it changes: it detaches replicas and Sentinels, stops the service, exchanges the two directories by rename,
     starts the service, and reattaches replicas and Sentinels. Writes since the restore are kept in the replaced
-    directory: without an AOF they are saved before the stop. The plan and the report state how many they are. If the
-    server does not start with the old data, the current data is restored. If the run is killed, run it again: it
+    directory: without an AOF they are saved before the stop. The plan and the report state how many they are. If they
+    can no longer be counted at the stop (the server has restarted since the plan), nothing is replaced. If the server
+    does not start with the old data, the current data is restored. If the run is killed, run it again: it
     continues. Undo: run it again. Evidence: keys before and after.
 
     Args:
@@ -66,7 +69,7 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
     with runbook(
         "Undo restore of Redis", env, confirm, plan, changes=True, rank="recovery", name="undo-restore-redis"
     ) as report:
-        aside = _choose(env, kept)
+        aside, judged = _choose(env, kept), read_live(env.redis)
         report.fact("put back", aside.name)
         report.pin("kept", aside.name)
         report.fact("keys before", _keys(env))
@@ -102,9 +105,10 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
         path = env.redis.data_directory
         pin_redis(report, env.redis, replaced=True)
         what = f"Redis has the data of {aside.name} again, and its current data is kept"
-        effect = Effect(what, "run it again", (_planned_loss(env, aside),), 4.0)
+        planned = _planned_loss(env, aside)
+        effect = Effect(what, "run it again", (planned,), 4.0)
         permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path), effect=effect)
-        _exchange(report, env, permit, aside, around, kept_data)
+        _exchange(RedisGate(report, env, permit, around, judged), aside, kept_data, planned)
         report.fact("keys after", _keys(env))
         report.outcome = f"{aside.name} is live again"
     return report
@@ -113,9 +117,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
 def _planned_loss(env: Environment, aside: Path) -> Loss:
     last = None
     with contextlib.suppress(OpsError):
-        last = read_last_state(env.redis)
+        last = None if has_lost_directory(env.redis) else read_last_state(env.redis)
     found = loss_of_undo(env.redis, aside, last, env.reports_directory)
-    return replace(found, as_of=clock.now()) if found.is_none else found
+    return found if found.since else replace(found, as_of=clock.now())
 
 
 def _choose(env: Environment, kept: str) -> Path:
@@ -147,35 +151,29 @@ def _judge(report: Report, env: Environment, aside: Path) -> KeptRedisData:
     return found
 
 
-def _exchange(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    aside: Path,
-    around: ReplicationTopology,
-    data: KeptRedisData | None,
-) -> None:
+def _exchange(gate: RedisGate, aside: Path, data: KeptRedisData | None, planned: Loss) -> None:
+    report, env, permit = gate.report, gate.env, gate.permit
     data = prepare_kept(permit, env.redis, data) if data else None
-    was_running, taken, swapped = env.services.is_running("redis"), around, None
+    swapped = None
     report.state_is("Redis may be stopped; no data was deleted", "run it again: it continues from here")
     try:
-        if found := living_master(env, around):
+        if found := living_master(env, gate.around):
             kept = keep_live(report, env, found).name
             report.fact(f"undo for the data of {found.address}", f"restore-redis with backup={kept}")
-        taken = detach(permit, env.redis, around, env.reports_directory)
-        stopped = stop_redis.after(taken)(env.redis, env.services)
-        loss = loss_of_undo(env.redis, aside, stopped.last, env.reports_directory)
-        swapped = swap_back.after(stopped)(permit, env.redis, aside, env.reports_directory)
+        gate.fence()
+        last = gate.stopped.last if gate.stopped else None
+        loss = loss_of_undo(env.redis, aside, last, env.reports_directory, planned)
+        swapped = swap_back.after(gate.judge(loss))(permit, env.redis, aside, env.reports_directory)
         started = start_redis.after(swapped)(env.redis, env.services)
         if data:
             verify_kept.after(started)(env.redis, data)
     except BaseException as error:
-        is_back = _go_back(report, env, permit, swapped, aside, taken, was_running)
+        is_back = _go_back(gate, swapped, aside)
         if swapped is None or not isinstance(error, OpsError):
             raise
         state = "the current data is live" if is_back else "fix the finding below: the current data is not live either"
         raise OpsError(f"the server does not serve {aside.name}: {error.message}", state) from None
-    taken = note_swapped(env.reports_directory, taken)
+    taken = note_swapped(env.reports_directory, gate.around)
     report.loses(loss)
     note_started(env.redis, env.reports_directory, swapped.kept)
     report.fact("replaced data", swapped.kept or "none")
@@ -183,23 +181,17 @@ def _exchange(
     end_undoing(env.reports_directory)
 
 
-def _go_back(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    swapped: SwappedRedis | None,
-    aside: Path,
-    taken: ReplicationTopology,
-    was_running: bool,
-) -> bool:
+def _go_back(gate: RedisGate, swapped: SwappedRedis | None, aside: Path) -> bool:
     """Restore the data that was live, with replicas and Sentinels; returns whether that succeeded. The permit covers
     it, because it restores the earlier state."""
+    report, env = gate.report, gate.env
     try:
         if swapped:
             stop_redis(env.redis, env.services)
             swap_again(swapped, aside)
             end_undoing(env.reports_directory)
-        return start_again(report, env, permit, taken, was_running=was_running or swapped is not None)
+        was_running = gate.was_running or swapped is not None
+        return start_again(report, env, gate.permit, gate.around, was_running=was_running)
     except OpsError as second:  # report the first error first
         report.fail("the current data is live again", second.hint, value=second.message)
         return False

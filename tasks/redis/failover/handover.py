@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import redis
@@ -107,11 +108,13 @@ def _hand_over(block: Redis, choice: PromotionChoice) -> HandOver:
 
 
 @action(idempotent=True)
-def make_follow(permit: Permit, block: Redis, old: str, new: str) -> GroupMember:
-    """Complete a killed run: demote the old master, if it is not a replica yet.
+def make_follow(permit: Permit, block: Redis, old: str, new: str, gate: Callable[[GroupMember], None]) -> GroupMember:
+    """Complete a killed run: demote the old master, if it is not a replica yet. `gate`: judges what only that one has,
+    while its writes are paused.
 
     Raises:
         NotConfirmed: the permit is for another.
+        LossExceeded: the gate refuses; it stays a master, and its writes continue.
         OpsError: not all Sentinels name `new`, or the old master refuses.
     """
     permit.require(ACT, f"{old} → {new}")
@@ -120,24 +123,29 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str) -> GroupMember
         raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}", "run it again")
     left = read_member(block, old)
     if left.is_master:
-        with quick(block.at(old)) as client:
-            _follow(client, block.at(old), block.at(new))
-            call(client, "CLIENT", "UNPAUSE")
+        with Pause(block.at(old), LONGEST_SECONDS) as pause:
+            left = read_member(block, old)
+            gate(left)
+            with quick(block.at(old)) as client:
+                _follow(client, block.at(old), block.at(new))
+            pause.lift()
     return left
 
 
 @action
-def take_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver:
-    """From a dead master: wait for the Sentinels' failover; start one if they do not (never a second).
+def take_over(permit: Permit, block: Redis, choice: PromotionChoice, gate: Callable[[Sequence[str]], None]) -> HandOver:
+    """From a dead master: wait for the Sentinels' failover; start one if they do not (never a second). `gate`: judges
+    what the replicas have, directly before this run starts it.
 
     Raises:
         NotConfirmed: the permit is for another.
+        LossExceeded: the gate refuses; no failover was started.
         OpsError: the master answers again, or no replica was promoted in time.
     """
     permit.require(ACT, choice.target)
     began = time.monotonic()
     with RedisFailoverLedger(block) as ledger:
-        forcing = _Forcing(block, choice)
+        forcing = _Forcing(block, choice, gate)
         new = await_promotion(block, choice, forcing.patience_seconds, forcing.look)
         switched = time.monotonic()
         failpoint("failover: promoted")
@@ -212,10 +220,10 @@ def _follow(client: redis.Redis, old: Redis, new: Redis) -> None:
 class _Forcing:
     """Watches the Sentinels of a dead master, and starts a failover if they do not."""
 
-    def __init__(self, block: Redis, choice: PromotionChoice) -> None:
+    def __init__(self, block: Redis, choice: PromotionChoice, gate: Callable[[Sequence[str]], None]) -> None:
         self.how = "by the Sentinels themselves"
         self.patience_seconds = 60.0
-        self._block, self._choice = block, choice
+        self._block, self._choice, self._gate = block, choice, gate
         self._idle_since = time.monotonic()
         self._forced = False
 
@@ -233,6 +241,7 @@ class _Forcing:
             raise OpsError(
                 f"{self._choice.master} answers again; no failover was started", "run it again with mode=planned"
             )
+        self._gate(self._choice.needed)
         logger().warning("the Sentinels start no failover: this run starts one")
         how = begin_failover(self._block, self._choice.sentinels[0], coordinated=False)
         self.how = "by the Sentinels themselves" if how == "under way" else "forced by this run"

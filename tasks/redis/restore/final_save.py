@@ -37,11 +37,14 @@ BY_HAND = "or stop Redis by hand, then run this again: what it has not saved is 
 
 @dataclass(frozen=True)
 class LastState:
-    """A server's last state. `writes`: calls of writing commands by clients since its start; None: unknown."""
+    """A server's last state. `writes`: calls of writing commands by clients since its start; None: unknown. `replid`,
+    `offset`: its replication stream, and how far it is."""
 
     run_id: str
     keys: int
     writes: int | None
+    replid: str
+    offset: int
 
 
 @contextlib.contextmanager
@@ -78,7 +81,8 @@ def read_last_state(block: Redis) -> LastState:
         run_id, writes = str(client.info("server")["run_id"]), None
         with contextlib.suppress(redis.ResponseError):  # this user may not read the statistics
             writes = None if RESET in client.info("commandstats") else client_writes(client)
-        return LastState(run_id, sum(keys for keys, _ in key_counts(client).values()), writes)
+        keys, stream = sum(keys for keys, _ in key_counts(client).values()), client.info("replication")
+        return LastState(run_id, keys, writes, str(stream["master_replid"]), int(stream["master_repl_offset"]))
 
 
 def has_lost_directory(block: Redis) -> bool:

@@ -15,6 +15,7 @@ from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from tasks.redis.restore.final_save import LastState
+from tasks.redis.restore.survivors import PART
 from tasks.redis.restore.swap import STAMP, SUPERSEDED, SwappedRedis, exchange, free_name, superseded_redis
 from tasks.redis.server import live_directory, read_progress
 
@@ -55,17 +56,20 @@ def note_started(block: Redis, reports: Path, kept: Path | None) -> None:
         record.write(reports / STARTED, RestoredRun(kept.name, read_progress(block).run_id))
 
 
-def loss_of_undo(block: Redis, aside: Path, last: LastState | None, reports: Path) -> Loss:
-    """The writes since `aside` was replaced, which its undo discards. `last`: the live server's state.
+def loss_of_undo(block: Redis, aside: Path, last: LastState | None, reports: Path, planned: Loss | None = None) -> Loss:
+    """The writes since `aside` was replaced, which its undo discards. `last`: the live server's state; `planned`: what
+    the plan counted.
 
     The count is known only while the process runs that was started after that swap.
     """
     moment = datetime.strptime(aside.name.rpartition(SUPERSEDED)[2], STAMP).replace(tzinfo=UTC)
     run = record.read(reports / STARTED, RestoredRun, "delete it: the undo then counts no writes")
     is_same = last and run and (run.kept, run.run_id) == (aside.name, last.run_id)
-    if not (last and is_same) or last.writes is None or superseded_redis(block)[-1:] != [aside]:
-        return Loss.everything_since("Redis", moment, unit="write")
-    return Loss.everything_since("Redis", moment, last.writes, "write") if last.writes else Loss("Redis", unit="write")
+    has_newer = any(path.name > aside.name for path in superseded_redis(block))
+    if not (last and is_same) or last.writes is None or has_newer:
+        return Loss.everything_since(PART, moment, unit="write")
+    counted = planned.count if planned and planned.count is not None else last.writes
+    return Loss(PART, last.writes, "write", later=max(last.writes - counted, 0))
 
 
 def find_undoing(block: Redis, reports: Path) -> Undoing | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 
 import pytest
 
@@ -173,8 +174,37 @@ def test_intact_live_files_stay_as_they_are(backed_up: Cluster) -> None:
 
     (files / "uploads" / "old.png").unlink()
     plan = full_restore.fn(NAME)
-    assert "writes of the files of the last" in plan.headline, plan.headline
+    assert "1 change of the files is lost (" in plan.headline, plan.headline
     assert "old.png is missing" in next(one.value for one in plan.findings if one.name == "live files")
+
+
+def test_files_that_would_lose_more_than_the_plan_said_keep_the_database_as_well(
+    backed_up: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their gate is before the first swap. Other files are live by then, which were written before the plan."""
+    files = backed_up.root / "opt" / "grc"
+    (files / "uploads").mkdir()
+    (files / "uploads" / "old.png").write_bytes(b"old")
+    backup_files.fn(NAME)
+    other = files.with_name("other")
+    shutil.copytree(files, other)
+    (other / "uploads" / "new.png").write_bytes(b"new")
+    (files / "uploads" / "old.png").unlink()
+    backed_up.sql("postgres", "CREATE TABLE later AS SELECT 7 AS id")
+    time.sleep(0.2)
+    prove = build.prove
+
+    def proven(*arguments: object, **named: object) -> None:
+        prove(*arguments, **named)  # type: ignore[arg-type]
+        files.rename(files.with_name("replaced"))
+        other.rename(files)
+
+    monkeypatch.setattr(build, "prove", proven)
+    with pytest.raises(RunbookFailed, match="1 change of the files is lost .*, but the plan said: 0 changes"):
+        restored(method="dump")
+    assert (files / "uploads" / "new.png").read_bytes() == b"new"
+    assert backed_up.sql("postgres", "SELECT id FROM later") == [(7,)]
+    assert backed_up.supervisor.services()[PROGRAMS["postgres"]].state == "RUNNING"
 
 
 def test_another_database_of_a_dead_server_is_restored_to_the_end_of_its_wal_too(backed_up: Cluster) -> None:

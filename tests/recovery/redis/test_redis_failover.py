@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import redis.sentinel
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
-from flows.recovery.redis import choice, findings
+from flows.recovery.redis import choice, failover, findings
 from flows.recovery.redis.failover import redis_failover
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
@@ -425,7 +426,9 @@ def test_a_frozen_master_is_taken_over_and_follows_when_it_wakes(group: Group, m
     until(lambda: follows(group.master, new), what="the old master as a replica", seconds=120)
 
 
-def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
+def without_own_failover(group: Group) -> None:
+    """The master is dead, and the Sentinels start no failover: they wait for twice as long after one that came to
+    nothing, or that they have voted for."""
     replica = group.replicas[0].client()
     replica.config_set("replica-priority", 0)
 
@@ -435,7 +438,6 @@ def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
 
     until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=120)
     group.master.crash()
-    # They wait for twice as long after a failover that came to nothing, or that they have voted for.
     notice_deaths(group.sentinels, timeout_ms=600_000)
     assert "priority 0" in finding(refused("unplanned"), "fit replica")
     until(
@@ -445,9 +447,46 @@ def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
     )
     replica.config_set("replica-priority", 100)
     until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
+
+
+def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
+    with Writer(group) as writer:
+        writer.wait(100)
+        group.in_step()
+    group.in_step()
+    without_own_failover(group)
+    plan = redis_failover.fn(NAME, mode="unplanned")
+    assert "at most the writes of Redis of the last" in plan.headline, plan.headline
     report = fail_over("unplanned")
     assert report.facts["master"].endswith("forced by this run")
     assert group.agreed_master() == group.replicas[0].address
+    loss = report.losses["Redis"]
+    assert loss.since
+    assert loss.at_most
+    assert all(writer.acknowledged[number] >= loss.since.timestamp() for number in writer.lost(group.replicas[0]))
+
+
+def test_a_replica_that_lost_its_data_after_the_plan_is_not_promoted(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seeded failure: it restarts without its files, and the Sentinels start no failover by themselves."""
+    group.master.client().set("k", "v")
+    group.in_step()
+    without_own_failover(group)
+    replica, real = group.replicas[0], failover._judge_again
+
+    def judged(*given: Any) -> None:
+        real(*given)
+        replica.crash()
+        for path in replica.data.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        replica.start()
+
+    monkeypatch.setattr(failover, "_judge_again", judged)
+    report = refused("unplanned")
+    assert "the loss of Redis is unknown" in report.sentence()
+    assert "but the plan said: at most the writes of Redis" in report.sentence()
+    assert replica.client().info("replication")["role"] == "slave", "it was not promoted"
 
 
 @pytest.mark.parametrize("place", ["remembered", "paused", "caught up", "begun", "promoted", "agreed"])

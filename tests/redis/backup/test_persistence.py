@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.restore.gate import RedisGate, loss_of
 from flows.redis.restore.steps import build_redis, replace_redis
 from runbook.errors import RunbookFailed
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -192,9 +194,12 @@ def test_a_server_that_starts_empty_is_noticed(rig: Rig) -> None:
     backup()
     env, report = rig.environment, Report("trial", NAME)
     permit = Permit(NAME, (Act(ACT, str(rig.data)), Act(TAKE_OFF, str(rig.data))))
-    copy = build_redis(report, env, permit, catalogue.find_backup(DirectoryStore(rig.store), "redis"))
+    source = catalogue.find_backup(DirectoryStore(rig.store), "redis")
+    copy, loss = build_redis(report, env, permit, source), loss_of(source)
     rig.configure(aof=True, extra='appenddirname "elsewhere"\n')
-    replace_redis(report, env, permit, copy, ReplicationTopology(own="127.0.0.1:6379"), read_live(env.redis))
+    report.effect = Effect("", "", (loss,))
+    gate = RedisGate(report, env, permit, ReplicationTopology(own="127.0.0.1:6379"), read_live(env.redis))
+    replace_redis(gate, copy, loss, source)
     assert report.status is Status.CRITICAL
     assert "loaded 0 keys at its start" in report.sentence()
     assert "undo-restore-redis with kept=data.superseded_" in report.sentence()

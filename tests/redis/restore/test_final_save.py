@@ -68,7 +68,7 @@ def test_writes_since_the_restore_survive_the_undo(rig: Rig) -> None:
     for number in range(7):
         rig.client().set(f"since:{number}", 1)
     planned = undo_restore_redis.fn(NAME)
-    assert "are lost: 7 writes" in planned.sentence(), planned.sentence()
+    assert "7 writes of Redis are lost as of " in planned.sentence(), planned.sentence()
     report = undo_restore_redis.fn(NAME, confirm=NAME)
     assert report.losses["Redis"].count == 7
     assert rig.client().get("newer") == b"1"

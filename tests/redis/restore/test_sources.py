@@ -14,7 +14,8 @@ import pytest
 
 from flows.recovery.full.choose import choose_others
 from flows.redis.persistence import backup_redis, restore_redis
-from flows.redis.restore import methods, survivor
+from flows.redis.restore import methods
+from flows.redis.restore.gate import RedisGate
 from runbook.current import use_report
 from runbook.errors import RunbookFailed
 from runbook.guard.loss import Loss
@@ -144,14 +145,14 @@ def test_a_replica_that_copies_an_empty_master_meanwhile_is_no_source(
     rig: Rig, replica: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_directory(rig, replica)
-    require = survivor.require_judged
+    fence = RedisGate.fence
 
-    def required(*given: Any) -> LiveRedis:
+    def fenced(gate: RedisGate, after: object = None) -> LiveRedis:
         replica.client().config_set("masterauth", PASSWORD)
         settles(lambda: replica.client().dbsize() == 0, "the replica of an empty master")
-        return require(*given)
+        return fence(gate, after)
 
-    monkeypatch.setattr(survivor, "require_judged", required)
+    monkeypatch.setattr(RedisGate, "fence", fenced)
     with pytest.raises(RunbookFailed, match="has copied another master since it was judged"):
         restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
     assert rig.client().dbsize() == 0
