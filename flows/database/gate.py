@@ -1,8 +1,8 @@
 """The gate before a database, or some of its tables, are replaced on a running server.
 
-The replacing transaction calls it when nobody can write there: no session is left and none can log in, or the tables
-are locked. It reads the WAL to its end, counts the commits that the copy lacks, and raises where that is more than the
-plan said: the transaction rolls back. A plan counts in the same way, without the fence.
+The replacing transaction calls `DatabaseGate.judge` when nobody can write there: no session is left and none can log
+in, or the tables are locked. It reads the WAL to its end, counts the commits that the copy lacks, and raises where that
+is more than the plan said: the transaction rolls back. A plan counts in the same way, without the fence.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from runbook.errors import LossExceeded, OpsError
 from runbook.guard.loss import Loss, exceeded, losses_text
 from runbook.report import Report
 from runbook.units import size
+from runbook.wait import until
 from tasks.backups.catalogue import Backup
 from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.restore.superseded import read_named
@@ -35,6 +36,8 @@ MOST_BYTES, MOST_BYTES_FENCED = 256 << 20, 64 << 20
 """The most WAL that is read at once only to count what is known to be lost, and the most while clients wait. Measured:
 31 MB/s of bulk inserts, 4 MB/s of commits of one row each."""
 
+RECEIVED_SECONDS = 10.0
+"""How long to wait for a receiver to have all WAL of a server on another host, where a count is needed."""
 AGAIN = "run this with an empty confirm, and confirm what the new plan says of the loss"
 
 
@@ -129,6 +132,8 @@ class DatabaseGate:
             self.read_ahead()
             return replace(self._count(0), as_of=clock.now(), later=0, read_to=self._reader.last)
         except OpsError as error:
+            if self.copy.since:
+                self.report.fact("commits not counted", error.message)
             return self._uncounted(error.message)
 
     def read_ahead(self) -> None:
@@ -153,8 +158,8 @@ class DatabaseGate:
             self._why_uncounted = error.message
             self.report.fact("commits not counted", error.message)
 
-    def __call__(self) -> None:
-        """Count what the copy lacks. Nobody writes to the live side any more.
+    def judge(self) -> None:
+        """Count what the copy lacks, in the transaction that replaces the live side: nobody writes there any more.
 
         Raises:
             LossExceeded: it is more than was confirmed.
@@ -185,21 +190,25 @@ class DatabaseGate:
             execute(connection, "SET default_transaction_read_only = off")
             ((mark,),) = execute(connection, "SELECT pg_logical_emit_message(true, 'gate', '')")
             ((end, timeline, system),) = execute(connection, _WRITTEN)
-        place = (lsn_of(str(end)), int(timeline), int(system))
-        try:
-            self._read(*place, "", MOST_BYTES_FENCED)
-        except OpsError:
-            self._read(*place, "backups", MOST_BYTES_FENCED)
-        if self._reader.last < lsn_of(str(mark)):
-            raise OpsError(f"WAL can be read up to {lsn_text(self._reader.last)} only, the server wrote more")
+        place, needed = (lsn_of(str(end)), int(timeline), int(system)), lsn_of(str(mark))
+
+        def reached() -> bool:
+            try:
+                self._read(*place, "", MOST_BYTES_FENCED)
+            except OpsError:
+                self._read(*place, "backups", MOST_BYTES_FENCED)
+            return self._reader.last >= needed
+
+        what = f"the end of the live server's WAL ({lsn_text(needed)})"
+        until(reached, what=what, seconds=0 if self.copy.since or self.otherwise else RECEIVED_SECONDS)
 
     def _read(self, end: int, timeline: int, system: int, source: Stores | Literal[""], most: int) -> None:
         """Read on up to `end` at least. `most`: bytes, where the loss can be stated without a count of commits."""
         env, copy, reader = self.env, self.copy, self._reader
         if not (copy.databases and copy.end):
-            raise OpsError("there is no live database, or nothing says where the copy ends in WAL")
+            raise OpsError("there is no live database, or the copy's place in WAL is unknown")
         if system != copy.system:
-            raise OpsError("the backup is from another cluster, or older than this project's record of that")
+            raise OpsError("the backup is from another cluster, or its manifest names none")
         supply = read_supply.work(env, source, system, timeline)
         left = supply.timeline.left_at(copy.timeline) if copy.timeline else end
         if left is None or copy.end > left:
@@ -211,7 +220,7 @@ class DatabaseGate:
         if missing := supply.missing(first, last):
             raise OpsError(f"{missing[0]} of the live server cannot be read", "check pg_wal, and run this again")
         if (copy.since or self.otherwise) and end - begin > most:
-            raise OpsError(f"more than {size(most)} of WAL was written since")
+            raise OpsError(f"more than {size(most)} of WAL was written since the backup")
         for numbers in runs_of(range(first, last + 1)):
             with _brought(env, supply, numbers) as files:
                 reader.read(env.postgres, files, end)
@@ -226,12 +235,14 @@ class DatabaseGate:
         lost, begin = [one for one in self._reader.found if copy.lacks(one)], 0
         if copy.since and any(made.get((oid, 0), 0) > copy.end for oid in copy.databases):
             if not copy.named:  # before that, commits filled it
-                raise OpsError("the live database is newer than the copy, and when it became live is not known")
+                raise OpsError(
+                    "the live database was created after the backup, and it is not known when it became live"
+                )
             begin = copy.named
         if self.find_files:
             files = self.find_files()
             if any(made.get(file, 0) > copy.end for file in files):
-                raise OpsError("a table was rewritten since")
+                raise OpsError("a table was rewritten since the backup")
             lost = [one for one in lost if one.may_change(files)]
         lost = [one for one in lost if one.lsn > begin and one.may_concern(copy.databases)]
         counted = loss_of(copy.part, lost, {}, read_to)

@@ -339,7 +339,7 @@ def restore_database(
                 gate.look_ahead()
                 with restore_steps.swapping(report):
                     swapped = swap_databases.after(ready)(
-                        permit, env.postgres, guard, copy, live.oid, chosen.name, gate
+                        permit, env.postgres, guard, copy, live.oid, chosen.name, gate.judge
                     )
         how = "proven by content" if chosen.backup else "not proven: there is no manifest"
         if into:
@@ -425,7 +425,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         report.state_is("the live database is unchanged", "fix the findings above, then run this again")
         gate.look_ahead()
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
-            swapped = swap_back(permit, env.postgres, guard, old, live.oid, gate)
+            swapped = swap_back(permit, env.postgres, guard, old, live.oid, gate.judge)
         report.loses(gate.measured)
         report.state_is(
             f"{old.name} is {name} again; the database that it replaced is kept as {swapped.kept}",

@@ -124,7 +124,7 @@ def restore_tables(
                     prove(report, wanted, whole)
                 found = read_sums.after(whole)(env.postgres, scratch.database, copies)
                 wanted = list(zip(pairs, found, strict=True))
-                order = TableOrder(ties, free_stamp(env.postgres), chosen.name, gate)
+                order = TableOrder(ties, free_stamp(env.postgres), chosen.name, gate.judge)
                 gate.look_ahead()
                 warn_undecided(report, pairs, order.stamp)
                 done = swap_rows.after(found)(permit, env.postgres, guard, scratch, wanted, order)
@@ -183,7 +183,7 @@ def undo_restore_tables(
         permit = report.permit(*acts(pairs), effect=effect)
         report.state_is(UNCHANGED, FIX)
         with advisory_lock(env.postgres) as guard:
-            order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables", gate)
+            order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables", gate.judge)
             gate.look_ahead()
             warn_undecided(report, pairs, order.stamp)
             done = swap_kept_rows.after(found)(permit, env.postgres, guard, wanted, order)

@@ -143,7 +143,9 @@ def restore_prefect(
             ready = restore_steps.ready_database(report, own, copy, workers, after=settled)
             gate.look_ahead()
             with recovery.services_stopped(report, env, found, live), restore_steps.swapping(report):
-                swapped = swap_databases.after(ready)(permit, own.postgres, guard, copy, live.oid, chosen.name, gate)
+                swapped = swap_databases.after(ready)(
+                    permit, own.postgres, guard, copy, live.oid, chosen.name, gate.judge
+                )
         recovery.report_swapped(report, chosen, swapped, settled)
         recovery.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
         report.fail_if_critical()

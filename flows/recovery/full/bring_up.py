@@ -89,7 +89,7 @@ def swap(
     name = chosen.database.name
     try:
         done = swap_databases.after(services.last, copies.login)(
-            permit, env.postgres, guard, copies.database, live.oid, name, gate
+            permit, env.postgres, guard, copies.database, live.oid, name, gate.judge
         )
     except SwapUnknown:
         services.may_have_swapped("database", left)

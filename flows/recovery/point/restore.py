@@ -264,6 +264,7 @@ def _copy_back(
         at = stop.before.at if stop.before else origin.content.stopped
         kept = keep(report, env, instance, tables, copy, at)
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
+    report.loses(*done.losses.values())
     report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
     report.undo_is(Next("undo-restore-tables"))

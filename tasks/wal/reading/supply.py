@@ -104,7 +104,7 @@ def read_supply(env: Environment, source: Stores | Literal[""], system: int, tim
     """
     silent, found, archive, listing = list[str](), list[Piece](), None, None
     if not source:
-        silent.append("the archive was not asked")
+        silent.append("the archive was not queried")
     elif not env.has(source):
         silent.append(f"[{source}] is not set")
     else:

@@ -122,7 +122,7 @@ def test_a_copy_older_than_the_confirmed_one_is_not_swapped_in(ledger: Trial) ->
     report.effect = Effect("", "", (Loss.everything_since(ledger.database, newest(ledger).manifest.taken, 0),))
     moves = [(ledger.database, f"{ledger.database}_aside", live.oid)]
     with advisory_lock(env.postgres) as guard, pytest.raises(LossExceeded, match=r"2 commits, but the plan said"):
-        exchange(env.postgres, guard, moves, by="test", gate=gate)
+        exchange(env.postgres, guard, moves, by="test", gate=gate.judge)
     assert ledger.oid() == live.oid
     assert rows(ledger) == {-1, -2}
 
