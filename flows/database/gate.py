@@ -105,9 +105,13 @@ class DatabaseCopy:
 
 def _includes(snapshot: str, xid: int) -> bool:
     """Whether a committed transaction is visible in a snapshot (`xmin:xmax:xip,…`, with epochs; `xid` has none)."""
-    _, most, running = snapshot.split(":")
-    is_older = (int(most) - xid - 1) % (1 << 32) < 1 << 31
-    return is_older and xid not in {int(one) % (1 << 32) for one in running.split(",") if one}
+    running = snapshot.split(":")[2]
+    return _began_before(snapshot, xid) and xid not in {int(one) % (1 << 32) for one in running.split(",") if one}
+
+
+def _began_before(snapshot: str, xid: int) -> bool:
+    """Whether a transaction had its ID when a snapshot was taken."""
+    return (int(snapshot.split(":")[1]) - xid - 1) % (1 << 32) < 1 << 31
 
 
 @dataclass
@@ -125,6 +129,7 @@ class DatabaseGate:
     loss: Loss | None = None
     _reader: CommitReader = field(default_factory=CommitReader)
     _why_uncounted: str = ""
+    _began: str = ""  # a snapshot: the records of all later transactions are read
 
     def plan(self) -> Loss:
         """The loss as of now, for the plan: clients go on writing."""
@@ -143,7 +148,8 @@ class DatabaseGate:
             OpsError: WAL that the server wrote cannot be read, or it is too much.
         """
         with self.env.postgres.connect() as connection:
-            ((end, timeline, system),) = execute(connection, _WRITTEN)
+            ((end, timeline, system, snapshot),) = execute(connection, _WRITTEN)
+        self._began = self._began or self.copy.snapshot or str(snapshot)
         self._read(lsn_of(str(end)), int(timeline), int(system), "backups", MOST_BYTES)
 
     def look_ahead(self) -> None:
@@ -189,7 +195,7 @@ class DatabaseGate:
             execute(connection, "SET synchronous_commit = local")
             execute(connection, "SET default_transaction_read_only = off")
             ((mark,),) = execute(connection, "SELECT pg_logical_emit_message(true, 'gate', '')")
-            ((end, timeline, system),) = execute(connection, _WRITTEN)
+            ((end, timeline, system, _),) = execute(connection, _WRITTEN)
         place, needed = (lsn_of(str(end)), int(timeline), int(system)), lsn_of(str(mark))
 
         def reached() -> bool:
@@ -247,6 +253,8 @@ class DatabaseGate:
                 raise OpsError("a table was rewritten since the backup")
             lost = [one for one in lost if one.may_change(files)]
         lost = [one for one in lost if one.lsn > begin and one.may_concern(copy.databases)]
+        if self._began:  # a later one without changes wrote to temporary tables only
+            lost = [one for one in lost if one.files or _began_before(self._began, one.xid)]
         counted = loss_of(copy.part, lost, {}, read_to)
         return replace(counted, since=copy.since)
 
@@ -279,7 +287,7 @@ def gate_of_backup(
 
 _WRITTEN = """
 SELECT pg_current_wal_flush_lsn(), ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int,
-       (SELECT system_identifier FROM pg_control_system())
+       (SELECT system_identifier FROM pg_control_system()), pg_current_snapshot()::text
 """
 
 

@@ -99,7 +99,8 @@ def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
 def test_a_restored_dump_lacks_every_commit_until_its_swap(backed_up: Cluster) -> None:
     """A client that is no described service writes until its session is ended."""
     ((dumped,),) = backed_up.sql("postgres", "SELECT count(*) FROM writes")
-    with backed_up.writing():
+    with backed_up.writing() as writes:
+        writes.wait(5)
         report = restored(method="dump", stop_services="at_swap")
     kept = find_superseded(Environment.find(NAME).postgres)[0].name
     ((written,),) = backed_up.sql("postgres", "SELECT count(*) FROM writes", database=kept)
