@@ -12,6 +12,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import execute
 from flows.database import expectations, restore_steps
 from flows.database import foreign_dumps as foreign
+from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup, planned_loss_of
 from flows.database.superseded import discard_surplus
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.pinned import pin_database
@@ -48,7 +49,15 @@ from tasks.postgres.restore.staged_copy import (
 from tasks.postgres.restore.superseded import SupersededDatabase, find_superseded, read_writes
 from tasks.postgres.restore.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 from tasks.postgres.server.properties import Properties, read_properties
-from tasks.postgres.server.server import Identity, Server, find_obstacles, has_own_types, read_identity, read_server
+from tasks.postgres.server.server import (
+    Identity,
+    Server,
+    find_obstacles,
+    has_own_types,
+    read_identity,
+    read_position,
+    read_server,
+)
 
 NEWEST = "newest"
 
@@ -208,16 +217,21 @@ def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, i
 SWAP_SECONDS = 0.2
 
 
-def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Identity) -> Effect:
+def _gate(report: Report, env: Environment, chosen: RestorableDatabase, live: Identity) -> DatabaseGate:
+    name = env.postgres.database
+    if chosen.backup:
+        return gate_of_backup(report, env, chosen.backup, live.oid)
+    unknown = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
+    return DatabaseGate(report, env, DatabaseCopy(name, 0, 0, ()), otherwise=lambda _: unknown)
+
+
+def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Identity, gate: DatabaseGate) -> Effect:
     if into:
         return Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
     name = env.postgres.database
     undo = "undo-restore" if live.oid else NoUndo(f"{name} is missing, so nothing of it is kept")
-    if chosen.backup:
-        taken = chosen.backup.manifest.taken
-        return Effect(back_to(name, taken), undo, (Loss.everything_since(name, taken),), SWAP_SECONDS)
-    loss = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
-    return Effect(f"{name} is replaced by {chosen.name}", undo, (loss,), SWAP_SECONDS)
+    what = back_to(name, chosen.backup.manifest.taken) if chosen.backup else f"{name} is replaced by {chosen.name}"
+    return Effect(what, undo, (gate.plan(),), SWAP_SECONDS)
 
 
 def prove(
@@ -233,11 +247,12 @@ def prove(
     return foreign.prove(report, env, copy, into, strict=strict)
 
 
-def judge_loss(report: Report, env: Environment, chosen: RestorableDatabase) -> None:
-    """The writes that the restore loses, as time against the RPO."""
+def judge_loss(report: Report, env: Environment, chosen: RestorableDatabase, gate: DatabaseGate) -> None:
+    """The writes that the restore loses, and the time against the RPO."""
     if chosen.backup:
-        restore_steps.judge_data_loss(report, env, chosen.backup)
+        restore_steps.judge_data_loss(report, env, chosen.backup, gate)
     elif chosen.foreign:
+        report.loses(gate.measured)
         age = (report.started - chosen.foreign.written).total_seconds()
         report.prefer(
             "data loss against the RPO",
@@ -306,7 +321,8 @@ def restore_database(
         judge_commits(report, env)
         plan_restore(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)
-        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into, live))
+        gate = _gate(report, env, chosen, live)
+        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into, live, gate))
         untouched = (
             f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
         )
@@ -320,13 +336,16 @@ def restore_database(
             if into:
                 rename_copy.after(ready)(permit, env.postgres, copy, into)
             else:
+                gate.look_ahead()
                 with restore_steps.swapping(report):
-                    swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
+                    swapped = swap_databases.after(ready)(
+                        permit, env.postgres, guard, copy, live.oid, chosen.name, gate.judge
+                    )
         how = "proven by content" if chosen.backup else "not proven: there is no manifest"
         if into:
             report.outcome = f"{into} is restored from {chosen.name}, {how}; nothing else was changed"
         else:
-            _report_swap(report, permit, env, chosen, swapped, advance=advance)
+            _report_swap(report, permit, env, chosen, swapped, gate, advance=advance)
             report.outcome = f"{env.postgres.database} is restored from {chosen.name}, {how}"
             discard_surplus(report, env)
         if chosen.backup:
@@ -337,7 +356,14 @@ def restore_database(
 
 
 def _report_swap(
-    report: Report, permit: Permit, env: Environment, chosen: RestorableDatabase, swapped: Swapped, *, advance: bool
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    chosen: RestorableDatabase,
+    swapped: Swapped,
+    gate: DatabaseGate,
+    *,
+    advance: bool,
 ) -> None:
     proven = "proven" if chosen.backup else "not proven"
     report.state_is(
@@ -351,7 +377,7 @@ def _report_swap(
     else:
         report.fact("undo", "none: there was no database before, so nothing is kept")
     restore_steps.advance(report, permit, env, swapped.kept, wanted=advance)
-    judge_loss(report, env, chosen)
+    judge_loss(report, env, chosen, gate)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
     report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
     if swapped.kept and "backend" in env.services.names and has_own_types(env.postgres, env.postgres.database):
@@ -366,8 +392,8 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
     Makes the database that the last restore replaced live again, and keeps the restored one under another name. Run it
     when a restore was a mistake. Run it again to swap once more.
 
-    Writes since the swap stay in the restored database only; the plan shows about how many. The plan's form names the
-    database, so a confirmed plan never swaps twice. Evidence: both names, the counts.
+    Writes since the swap stay in the restored database only; the plan shows how many commits that are. The plan's form
+    names the database, so a confirmed plan never swaps twice. Evidence: both names, the counts.
 
     Args:
         environment: Environment (lab, staging, production …)
@@ -382,10 +408,8 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         old = choose_superseded(report, env, find_superseded(env.postgres), kept)
         live = read_identity(env.postgres, name)
         restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
-        since = read_writes(env.postgres, name) - old.writes
-        loss = Loss.not_known(name, "the rows that were written since the swap were not counted")
-        if old.writes >= 0 and since >= 0:
-            loss = Loss(name, since, "row", as_of=clock.now())
+        gate = _gate_of_undo(report, env, old, live)
+        loss = gate.plan()
         report.fact("written since the swap, missing in the old database", loss.text)
         report.plan(
             "swap back",
@@ -399,8 +423,10 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         effect = Effect(what, "run it again", (loss,), SWAP_SECONDS)
         permit = report.permit(Act(UNDO, old.name), effect=effect)
         report.state_is("the live database is unchanged", "fix the findings above, then run this again")
+        gate.look_ahead()
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
-            swapped = swap_back(permit, env.postgres, guard, old, live.oid)
+            swapped = swap_back(permit, env.postgres, guard, old, live.oid, gate.judge)
+        report.loses(gate.measured)
         report.state_is(
             f"{old.name} is {name} again; the database that it replaced is kept as {swapped.kept}",
             "do not run this again: it would swap once more",
@@ -409,3 +435,22 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         report.outcome = f"{old.name} is {name} again"
         report.fact("replaced database", f"kept as {swapped.kept}")
     return report
+
+
+def _gate_of_undo(report: Report, env: Environment, old: SupersededDatabase, live: Identity) -> DatabaseGate:
+    """The gate of the live database, whose writes since the swap the kept one lacks. Where commits cannot be counted,
+    the server's statistics count rows."""
+    name, system = env.postgres.database, int(read_position(env.postgres, env.postgres.database).system)
+
+    def rows(why: str) -> Loss:
+        since, planned = read_writes.work(env.postgres, name) - old.writes, planned_loss_of(report, name)
+        if report.effect and planned.unit != "row":
+            return Loss.not_known(name, why)
+        if old.writes < 0 or since < 0:
+            return Loss.not_known(name, "the rows that were written since the swap were not counted")
+        if report.effect:
+            return Loss(name, since, "row", later=max(since - (planned.count or 0), 0))
+        return Loss(name, since, "row", as_of=clock.now())
+
+    copy = DatabaseCopy(name, old.lsn, system, (live.oid,) if live.oid else ())
+    return DatabaseGate(report, env, copy, otherwise=rows)

@@ -10,9 +10,9 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
+from flows.database.gate import DatabaseGate
 from runbook import metrics
 from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -418,10 +418,10 @@ def advance(report: Report, permit: Permit, env: Environment, kept: str, *, want
     )
 
 
-def judge_data_loss(report: Report, env: Environment, backup: Backup, part: str = "") -> None:
-    """Compare the time since a backup's snapshot with the RPO: a restore loses all of it. `part`: what was restored, by
-    default the database."""
+def judge_data_loss(report: Report, env: Environment, backup: Backup, gate: DatabaseGate) -> None:
+    """Report the loss that the swap's gate measured, and compare the time since a backup's snapshot with the RPO: a
+    restore loses all of it."""
     lost, most = backup.age_seconds, f"at most {duration(env.rpo_seconds)}"
-    report.loses(Loss.everything_since(part or env.postgres.database, backup.manifest.taken))
+    report.loses(gate.measured)
     hint = "archive WAL, or take backups more often"
     report.prefer("data loss against the RPO", lost <= env.rpo_seconds, hint, value=duration(lost), expected=most)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +15,13 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import restore_steps
 from flows.database.free_space import WAL_RATIO, judge_room
+from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup
 from flows.database.restore import NEWEST
 from flows.pinned import pin_database
 from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
@@ -31,8 +33,8 @@ from tasks.postgres.dump.accepted import restore_without
 from tasks.postgres.dump.generated import COLUMN
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in, unpacking_of
 from tasks.postgres.restore.swap import advisory_lock
-from tasks.postgres.server.server import read_server
-from tasks.postgres.tables.find import FoundTable, expected_of, read_sums
+from tasks.postgres.server.server import read_identity, read_position, read_server
+from tasks.postgres.tables.find import FoundTable, expected_of, files_of, read_sums
 from tasks.postgres.tables.kept import SupersededTable, find_superseded_tables, free_stamp, kept_name
 from tasks.postgres.tables.pairs import TablePair, match_tables, pair_kept, unequal_columns, with_accepted
 from tasks.postgres.tables.scratch import (
@@ -111,7 +113,8 @@ def restore_tables(
             judge_space(report, env, wanted, unpacking_of(env.postgres, chosen, rows))
             plan_tables(report, wanted, chosen.name)
             pin_database(report, env.postgres, replaced=True)
-            permit = report.permit(*acts(pairs), effect=_effect(pairs, chosen))
+            gate = _gate(report, env, pairs, chosen)
+            permit = report.permit(*acts(pairs), effect=_effect(pairs, chosen, gate))
             report.state_is(UNCHANGED, FIX)
             with advisory_lock(env.postgres) as guard:
                 copies = [pair.wanted for pair in pairs]
@@ -121,14 +124,15 @@ def restore_tables(
                     prove(report, wanted, whole)
                 found = read_sums.after(whole)(env.postgres, scratch.database, copies)
                 wanted = list(zip(pairs, found, strict=True))
-                order = TableOrder(ties, free_stamp(env.postgres), chosen.name)
+                order = TableOrder(ties, free_stamp(env.postgres), chosen.name, gate.judge)
+                gate.look_ahead()
                 warn_undecided(report, pairs, order.stamp)
                 done = swap_rows.after(found)(permit, env.postgres, guard, scratch, wanted, order)
             report_results(report, env, pairs, ties, done)
         finally:
             with contextlib.suppress(OpsError):  # after a crash of the server the next run drops it
                 drop_tables_scratch(env.postgres)
-        restore_steps.judge_data_loss(report, env, chosen, _names(pairs))
+        restore_steps.judge_data_loss(report, env, chosen, gate)
         report.outcome = f"{len(pairs)} tables are restored from {chosen.name}, proven by content"
     return report
 
@@ -174,14 +178,16 @@ def undo_restore_tables(
         report.fact("old rows", f"replaced {old[0].since} by {old[0].backup}")
         plan_tables(report, wanted, old[0].stamp)
         pin_database(report, env.postgres, replaced=True)
-        lost = f"rows written since {old[0].since} are kept, not live"
-        effect = Effect(f"the old rows of {_names(pairs)} are live again", "run it again", lost, LOCKED)
+        gate = _gate_of_undo(report, env, pairs, old[0])
+        effect = Effect(f"the old rows of {_names(pairs)} are live again", "run it again", (gate.plan(),), LOCKED)
         permit = report.permit(*acts(pairs), effect=effect)
         report.state_is(UNCHANGED, FIX)
         with advisory_lock(env.postgres) as guard:
-            order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables")
+            order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables", gate.judge)
+            gate.look_ahead()
             warn_undecided(report, pairs, order.stamp)
             done = swap_kept_rows.after(found)(permit, env.postgres, guard, wanted, order)
+        report.loses(gate.measured)
         report_results(report, env, pairs, ties, done)
         report.outcome = f"{len(pairs)} tables have the rows again that were replaced {old[0].since}"
     return report
@@ -315,9 +321,22 @@ def _names(pairs: Sequence[TablePair]) -> str:
     return first_of([pair.live.name for pair in pairs])
 
 
-def _effect(pairs: Sequence[TablePair], chosen: Backup) -> Effect:
-    taken, names = chosen.manifest.taken, _names(pairs)
-    return Effect(back_to(names, taken), "undo-restore-tables", (Loss.everything_since(names, taken),), LOCKED)
+def _gate(report: Report, env: Environment, pairs: Sequence[TablePair], chosen: Backup) -> DatabaseGate:
+    live = read_identity(env.postgres, env.postgres.database)
+    files = partial(files_of, env.postgres, [pair.live for pair in pairs])
+    return gate_of_backup(report, env, chosen, live.oid, _names(pairs), files)
+
+
+def _gate_of_undo(report: Report, env: Environment, pairs: Sequence[TablePair], old: SupersededTable) -> DatabaseGate:
+    """The gate of tables whose writes since `old` was replaced the kept rows lack."""
+    at = read_position(env.postgres, env.postgres.database)
+    since = datetime.fromisoformat(old.since)
+    copy = DatabaseCopy(_names(pairs), old.lsn, int(at.system), (at.oid,), without=(old.xid,), since=since)
+    return DatabaseGate(report, env, copy, partial(files_of, env.postgres, [pair.live for pair in pairs]))
+
+
+def _effect(pairs: Sequence[TablePair], chosen: Backup, gate: DatabaseGate) -> Effect:
+    return Effect(back_to(_names(pairs), chosen.manifest.taken), "undo-restore-tables", (gate.plan(),), LOCKED)
 
 
 def plan_tables(report: Report, wanted: Wanted, source: str) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.database import expectations
+from flows.database.gate import gate_of_backup
 from flows.database.superseded import discard_surplus
 from flows.launch import add_confirmation, launch
 from flows.recovery.full import bring_up, build, choose, database_server
@@ -160,10 +161,11 @@ def full_restore(
             *(report, env, backup, source, without, accept, redis_source, files_source), latest=latest, strict=strict
         )
         found = database_server.judge(report, env, chosen.database, workers)
+        gate = gate_of_backup(report, env, chosen.database, found.live.oid if found.live else 0)
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
             choose.pin(report, env, chosen, up=found.presence == "up")
-            permit = report.permit(*chosen.acts(env), effect=choose.effect(report, env, chosen, found.presence))
+            permit = report.permit(*chosen.acts(env), effect=choose.effect(report, env, chosen, found.presence, gate))
         report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
@@ -178,9 +180,9 @@ def full_restore(
             chosen = choose.captured(report, permit, env, chosen, services.redis_live)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
-            bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)
+            bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance, gate=gate)
         bring_up.start(report, env, copies, services)
-        bring_up.report_results(report, env, chosen, services)
+        bring_up.report_results(report, env, chosen, services, gate)
         discard_surplus(report, env)
     return report
 

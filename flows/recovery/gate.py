@@ -1,6 +1,6 @@
-"""The gate before live data of the database is replaced.
+"""The gate before a cluster is replaced. (One database on a running server: flows/database/gate.py.)
 
-The live side is stopped, or its writers are kept out; then it is read to its end; then what the copy lacks is counted.
+The live side is stopped; then it is read to its end; then what the copy lacks is counted.
 A run that would lose more than its plan said ends here, with nothing replaced. A plan counts in the same way, without
 the fence.
 """
@@ -19,11 +19,12 @@ import psycopg
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from blocks.postgres.server import execute
+from flows.database.gate import DatabaseCopy, loss_of, planned_loss_of, require_confirmed, spool
 from flows.recovery.point.choice import PointOrigin, ship
 from runbook import clock
-from runbook.errors import LossExceeded, OpsError
+from runbook.errors import OpsError
 from runbook.files import record
-from runbook.guard.loss import Loss, exceeded, losses_text
+from runbook.guard.loss import Loss
 from runbook.kinds import probe
 from runbook.report import Report
 from runbook.units import duration
@@ -38,10 +39,9 @@ from tasks.wal.archive.archive import timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from
 from tasks.wal.archive.fetch import fetch
 from tasks.wal.discarded import parted_at
-from tasks.wal.format.names import lsn_of, lsn_text
-from tasks.wal.reading.committed import Committed, count_by_database, read_committed
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.committed import Committed, read_committed
 from tasks.wal.reading.local import Local, find_segments
-from tasks.wal.reading.supply import read_supply
 from tasks.wal.reading.waldump import Commit
 
 if TYPE_CHECKING:  # the services of a recovery include Redis, whose gate needs this one
@@ -120,26 +120,6 @@ def require_fence(env: Environment, fenced: FencedServer) -> None:
         )
 
 
-def planned_losses(report: Report) -> tuple[Loss, ...]:
-    """The losses that this run's plan said, and that a person confirmed."""
-    return report.effect.lost if report.effect and not isinstance(report.effect.lost, str) else ()
-
-
-AGAIN = "run this with an empty confirm, and confirm what the new plan says of the loss"
-
-
-def require_confirmed(report: Report, *losses: Loss, hint: str = AGAIN) -> None:
-    """Check that no more is lost than this run's plan said.
-
-    Raises:
-        LossExceeded: it is. The message has the new loss.
-    """
-    planned = planned_losses(report)
-    if more := exceeded(planned, losses):
-        said = [one for one in planned if one.part in {loss.part for loss in more}]
-        raise LossExceeded(f"{losses_text(more)}, but the plan said: {losses_text(said)}", hint)
-
-
 @dataclass(frozen=True)
 class ClusterCopy:
     """A copy that may replace the live cluster: it has every commit of its history up to `stop`, and none after it.
@@ -154,6 +134,10 @@ class ClusterCopy:
     without: Collection[int] = ()
     databases: Collection[int] = ()
     names: Mapping[int, str] = field(default_factory=dict)
+
+    def of_database(self) -> DatabaseCopy:
+        """The copy of its databases, where they alone are taken out of it."""
+        return DatabaseCopy(self.part, self.end, self.origin.content.system, self.databases, without=self.without)
 
     @property
     def end(self) -> int:
@@ -174,15 +158,10 @@ def pass_cluster(
         OpsError: the server does not stop, or ran again.
     """
     fenced = fenced or fence_cluster(report, env, services, "backups", before_of(copy.stop))
-    services.last = loss = measure.after(services.last)(env, fenced, copy, planned_for(report, copy.part))
+    services.last = loss = measure.after(services.last)(env, fenced, copy, planned_loss_of(report, copy.part))
     require_confirmed(report, loss)
     require_fence(env, fenced)
     return loss
-
-
-def planned_for(report: Report, part: str) -> Loss:
-    """The loss of one part that this run's plan said."""
-    return next((loss for loss in planned_losses(report) if loss.part == part), Loss(part))
 
 
 @probe
@@ -207,68 +186,7 @@ def _counted(copy: ClusterCopy, read: Sequence[Committed], planned: Loss) -> Los
     lost = [one for one in read if one.xid not in copy.without]
     if copy.databases:
         lost = [one for one in lost if one.may_concern(copy.databases)]
-    times = sorted(one.at for one in lost)
-    return Loss(
-        copy.part,
-        len(lost),
-        first=times[0] if times else None,
-        last=times[-1] if times else None,
-        by=count_by_database(lost, copy.names),
-        later=sum(one.lsn > planned.read_to for one in lost),  # not by time: the plan read before it was made
-    )
-
-
-@dataclass
-class DatabaseGate:
-    """The gate of one database that is replaced on a running server. The swap calls it when no session is left in that
-    database, and none can log in: a refusal rolls the swap back. `loss`: what it measured."""
-
-    report: Report
-    env: Environment
-    copy: ClusterCopy
-    loss: Loss | None = None
-    _found: list[Committed] = field(default_factory=list)
-    _read_to: int = 0
-
-    def read_ahead(self) -> None:
-        """Read what was written until now, so that only the rest is read while clients wait.
-
-        Raises:
-            OpsError: WAL that the server wrote cannot be read.
-        """
-        env, copy = self.env, self.copy
-        begin = self._read_to or copy.end
-        with env.postgres.connect() as connection:
-            ((text, timeline),) = execute(connection, _WRITTEN)
-        end, bytes_ = lsn_of(str(text)), copy.origin.content.segment_bytes
-        supply = read_supply.work(env, "backups", copy.origin.content.system, int(timeline))
-        first, last = begin // bytes_, (end - 1) // bytes_
-        if missing := supply.missing(first, last):
-            raise OpsError(f"{missing[0]} of the live server cannot be read", "check pg_wal, and run this again")
-        with tempfile.TemporaryDirectory(prefix=".gate-", dir=_spool(env)) as place:
-            files = [
-                (supply.pieces[number].segment, supply.bring(supply.pieces[number], Path(place)))
-                for number in range(first, last + 1)
-            ]
-            self._found += read_committed(env.postgres, files, begin, end)
-        self._read_to = max([begin, *(one.lsn for one in self._found)])
-
-    def __call__(self) -> None:
-        """Count what the copy lacks.
-
-        Raises:
-            LossExceeded: it is more than was confirmed.
-        """
-        part = self.copy.part
-        try:
-            self.read_ahead()
-            self.loss = _counted(self.copy, self._found, planned_for(self.report, part))
-        except OpsError as error:
-            self.loss = Loss.not_known(part, error.message)
-        require_confirmed(self.report, self.loss)
-
-
-_WRITTEN = "SELECT pg_current_wal_flush_lsn(), timeline_id FROM pg_control_checkpoint()"
+    return loss_of(copy.part, lost, copy.names, planned.read_to)
 
 
 def _live_chain(fenced: FencedServer, copy: ClusterCopy) -> tuple[Chain, int]:
@@ -297,7 +215,7 @@ def _read(
     begin = known[-1].lsn if known and same else begin
     links = [link for link in chain.links if link.segment.end > begin]
     found = [Committed(one.xid, one.lsn, one.at) for one in known] if same else []
-    with tempfile.TemporaryDirectory(prefix=".gate-", dir=_spool(env)) as place:
+    with tempfile.TemporaryDirectory(prefix=".gate-", dir=spool(env)) as place:
         fetched = fetch(copy.origin.archive, copy.origin.content.system, links, Path(place))
         if fetched.damage:
             raise OpsError(fetched.damage)
@@ -309,12 +227,6 @@ def _read(
         found += read_committed(env.postgres, list(files.values()), begin) if files else []
     local = [segment.end for segment, path in files.values() if path.parent != Path(place)]
     return found, max([chain.end, *local])
-
-
-def _spool(env: Environment) -> Path:
-    spool = Path(env.backups.spool) / env.name
-    spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return spool
 
 
 def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> str:

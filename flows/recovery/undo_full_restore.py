@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.branch import record_branch
+from flows.database.gate import require_confirmed
 from flows.database.restore_steps import judge_requirements
 from flows.pinned import pin_database
 from flows.recovery import gate
@@ -112,7 +113,7 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
         with started_on_failure(services):
             fenced = gate.fence_cluster(report, env, services, "backups")
             loss = _loss(env, found, None, planned=planned)
-            gate.require_confirmed(report, loss)
+            require_confirmed(report, loss)
             gate.require_fence(env, fenced)
             report.loses(loss)
             _put_back(report, permit, env, services, found)

@@ -88,6 +88,9 @@ class Loss:
             age = rounded(max((clock.now() - self.since).total_seconds(), 0))
             if self.at_most:
                 return f"at most the writes of {self.part} of the last {age} are lost"
+            if self.count is not None and self.as_of:
+                number, now = counted(self.count, self.unit), clock.text(self.as_of)
+                return f"writes of {self.part} of the last {age} are lost: {number} as of {now}; later writes are added"
             if self.count is not None:
                 return f"writes of {self.part} of the last {age} are lost: {counted(self.count, self.unit)}"
             return f"writes of {self.part} of the last {age} are lost"

@@ -74,6 +74,7 @@ redis = "{store}/redis"
 files = "{store}/files"
 cluster = "{store}/cluster"
 wal = "{store}/wal"
+spool = "{store}/spool"
 [logs]
 backup = "{store}/db_backup.log"
 """

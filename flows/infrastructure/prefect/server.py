@@ -21,6 +21,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import backup as taking
 from flows.database import restore_steps
+from flows.database.gate import gate_of_backup
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.infrastructure.prefect import recovery, upgrade
 from flows.launch import add_confirmation, launch
@@ -29,7 +30,6 @@ from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -124,11 +124,11 @@ def restore_prefect(
         found = recovery.judge_services(report, env, live)
         recovery.plan(report, env, own, chosen, server)
         pin_database(report, own.postgres, replaced=True)
-        taken = chosen.manifest.taken
+        gate = gate_of_backup(report, own, chosen, live.oid, "Prefect's database")
         effect = Effect(
-            back_to("Prefect's database", taken),
+            back_to("Prefect's database", chosen.manifest.taken),
             "the replaced database is kept",
-            (Loss.everything_since("Prefect's database", taken),),
+            (gate.plan(),),
             f"Prefect is stopped for {about(seconds_from(report.plan_steps, 'stop Prefect'))}",
         )
         permit = report.permit(restore_steps.replace_act(own), alone_act(own), effect=effect)
@@ -141,12 +141,15 @@ def restore_prefect(
             proven = restore_steps.prove_database(report, own, chosen, copy)
             settled = settle_copy.after(proven, made)(permit, env.prefect_server, copy)
             ready = restore_steps.ready_database(report, own, copy, workers, after=settled)
+            gate.look_ahead()
             with recovery.services_stopped(report, env, found, live), restore_steps.swapping(report):
-                swapped = swap_databases.after(ready)(permit, own.postgres, guard, copy, live.oid, chosen.name)
+                swapped = swap_databases.after(ready)(
+                    permit, own.postgres, guard, copy, live.oid, chosen.name, gate.judge
+                )
         recovery.report_swapped(report, chosen, swapped, settled)
         recovery.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
         report.fail_if_critical()
-        restore_steps.judge_data_loss(report, env, chosen, "Prefect's database")
+        restore_steps.judge_data_loss(report, env, chosen, gate)
         mark_verified(report, chosen)
         report.measure(*measured(chosen))
         report.outcome = f"Prefect is what it was in {chosen.name}, proven by content"

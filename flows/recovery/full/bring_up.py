@@ -14,10 +14,10 @@ from flows.application.files_gate import changes_since, measured_loss, pass_file
 from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
+from flows.database.gate import DatabaseGate
 from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
-from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.gate import RedisGate
@@ -26,7 +26,6 @@ from flows.redis.restore.sources import loss_of as redis_loss
 from flows.redis.restore.steps import report_not_attached
 from flows.store import mark_verified
 from runbook.errors import OpsError
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.next import Next
@@ -81,15 +80,15 @@ def swap(
     chosen: Chosen,
     *,
     advance: bool,
-    gate: DatabaseGate | None = None,
+    gate: DatabaseGate,
 ) -> None:
-    """Swap all three by rename, one after the other. `gate`: measures what the database loses; without it, that is
-    everything since its backup.
+    """Swap all three by rename, one after the other. `gate`: measures what the database loses.
 
     Raises:
         LossExceeded: more than was confirmed. Nothing live was replaced.
         OpsError: a live part is not the one that was judged.
     """
+    gate.look_ahead()
     services.stop()
     services.stop_redis()
     pass_others(report, env, services, copies, chosen)
@@ -97,15 +96,14 @@ def swap(
     name = chosen.database.name
     try:
         done = swap_databases.after(services.last, copies.login)(
-            permit, env.postgres, guard, copies.database, live.oid, name, gate
+            permit, env.postgres, guard, copies.database, live.oid, name, gate.judge
         )
     except SwapUnknown:
         services.may_have_swapped("database", left)
         raise
     services.last = done
     services.has_swapped("database", done.kept, left, Next("undo-restore", "", {"kept": done.kept}))
-    measured = gate.loss if gate else None
-    report.loses(measured or Loss.everything_since(env.postgres.database, chosen.database.manifest.taken))
+    report.loses(gate.measured)
     swap_others(report, permit, env, services, copies, chosen)
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
@@ -311,10 +309,12 @@ def _judge_counts(report: Report, live: dict[str, int], copies: StagedCopies) ->
     )
 
 
-def report_results(report: Report, env: Environment, chosen: Chosen, services: SystemServices) -> None:
-    """Compare with the RTO and RPO, and list the lost writes."""
+def report_results(
+    report: Report, env: Environment, chosen: Chosen, services: SystemServices, gate: DatabaseGate
+) -> None:
+    """Compare with the RTO and RPO, and list the lost writes. `gate`: measured the database's loss."""
     judge_time(report, env)
-    database.judge_data_loss(report, env, chosen.database)
+    database.judge_data_loss(report, env, chosen.database, gate)
     report_lost_writes(report, env, chosen.database.manifest.taken, services)
     finish(report, chosen)
 

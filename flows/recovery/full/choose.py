@@ -12,6 +12,7 @@ from blocks.environment import Environment, Stores
 from blocks.redis.server import Redis
 from flows.application.files_gate import planned_loss_since
 from flows.database import restore_steps as database
+from flows.database.gate import DatabaseGate
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.backup import judge_kept
@@ -136,11 +137,11 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         pin_paths(report, "live files", env.application.directory)
 
 
-def effect(report: Report, env: Environment, chosen: Chosen, presence: Presence) -> Effect:
+def effect(report: Report, env: Environment, chosen: Chosen, presence: Presence, gate: DatabaseGate) -> Effect:
     """The headline of a plan that restores the dump. `presence`: the database server's."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if presence == "up" else "")
-    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
+    losses = (gate.plan(), *losses_of_others(chosen))
     return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), losses, down)
 
 

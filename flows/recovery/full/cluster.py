@@ -10,12 +10,12 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
+from flows.database.gate import AGAIN, require_confirmed
 from flows.recovery.destruction import read_end
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.start import other_databases
-from flows.recovery.gate import AGAIN, require_confirmed
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import server_state, swap

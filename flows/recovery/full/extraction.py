@@ -13,12 +13,12 @@ from blocks.postgres.server import Connection
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.database.backup import dump_into
+from flows.database.gate import DatabaseGate
 from flows.recovery.destruction import newest_dump
 from flows.recovery.full import bring_up, build, cluster, database_server, migration
 from flows.recovery.full.build import SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterRun
-from flows.recovery.gate import DatabaseGate
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import DUMP_BYTES_PER_SECOND, RestoreOption
 from flows.recovery.stopped_services import SystemServices
@@ -121,7 +121,7 @@ def build_copies(
     copies = build.build(report, permit, env, chosen, jobs)
     build.prove(report, permit, env, chosen, copies, jobs=jobs, strict=run.strict)
     run.options.used = option
-    gate = DatabaseGate(report, env, option.copy(env.postgres.database, _replaced(option, live)))
+    gate = DatabaseGate(report, env, option.copy(env.postgres.database, _replaced(option, live)).of_database())
     gate.read_ahead()
     return ExtractedCopies(**vars(copies), option=option, live=live, guard=guard, gate=gate)
 

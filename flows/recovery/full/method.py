@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.postgres.refusals import Starting
 from flows.database import restore_steps as database
+from flows.database.gate import require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE
@@ -239,7 +240,7 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
             restore.options.tried.add(option.backup.name)
         restore.option = restore.options.choose()
-        gate.require_confirmed(report, restore.options.loss)
+        require_confirmed(report, restore.options.loss)
         if not restore.option.replay:
             return False
         restore.chosen = _with_others(report, env, given, restore.option)

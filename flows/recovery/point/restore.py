@@ -24,7 +24,6 @@ from flows.recovery import unlogged
 from flows.recovery.gate import ClusterCopy, fence_cluster, planned_loss
 from flows.recovery.point import build, choice, server_state, swap
 from flows.recovery.point import target as point_target
-from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
 from flows.recovery.stopped_services import read_cluster_services, started_on_failure
 from flows.store import store_for
@@ -47,12 +46,13 @@ from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
 from tasks.cluster.recovery import promote_instance, read_standing, wait_recovered
 from tasks.cluster.swap import sync_cluster
-from tasks.cluster.target import By, RecoveryTarget, Stop, parse_target
+from tasks.cluster.target import By, RecoveryTarget, parse_target
 from tasks.host.services import start_services
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.tables.chosen import choose_tables
 from tasks.postgres.tables.filenodes import read_database_names
+from tasks.wal.format.names import lsn_text
 
 Mode = Literal["swap", "tables"]
 
@@ -141,7 +141,7 @@ def restore_to_point(
             _swap(report, permit, env, copy, instance, found, wanted, source)
         else:
             build.build(report, env, instance, origin, found.links, root / "wal")
-            _copy_back(report, env, origin, instance, stop, tables, found)
+            _copy_back(report, env, copy, instance, tables, found)
     return report
 
 
@@ -250,20 +250,21 @@ def _swap(
 def _copy_back(
     report: Report,
     env: Environment,
-    origin: PointOrigin,
+    copy: ClusterCopy,
     instance: PrivateInstance,
-    stop: Stop,
     tables: list[str],
     found: FoundTarget,
 ) -> None:
+    origin, stop = copy.origin, copy.stop
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
         build.recover(report, instance, origin, len(found.links))
         build.prove(report, instance, origin, stop, found.commits)
         promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
         build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
-        kept = keep(report, env, instance, tables, at)
+        kept = keep(report, env, instance, tables, copy, at)
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
+    report.loses(*done.losses.values())
     report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
     report.undo_is(Next("undo-restore-tables"))
@@ -300,8 +301,10 @@ def plan(report: Report, tables: Sequence[str]) -> None:
     report.plan("restore-tables", "from that backup: proven, foreign keys checked, the old rows kept", seconds=5)
 
 
-def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], at: datetime) -> Backup:
-    """Dump the copy's tables into the environment's store, as a backup with the target's time."""
+def keep(
+    report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], copy: ClusterCopy, at: datetime
+) -> Backup:
+    """Dump the copy's tables into the environment's store, as a backup with the target's time and place in WAL."""
     started = time.monotonic()
     unlogged.require_logged(report, instance.postgres, tables)
     found = choose_tables(instance.postgres, tables)
@@ -309,6 +312,8 @@ def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Se
     name, directory = publishing.begin(store, "tables", env.name, env.zone)
     dump_globals(instance.postgres, directory)
     dumped = dump_database(instance.postgres, directory, 1, What("tables", found.names, found.others))
+    # The copy was promoted: its own LSN and transactions are on a timeline that the live server does not know.
+    place = {"lsn": lsn_text(copy.end), "timeline": copy.origin.chain.timeline.number, "snapshot": ""}
     manifest = Manifest(
         kind="tables",
         name=name,
@@ -318,7 +323,7 @@ def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Se
         host=socket.gethostname(),
         tool="pg_dump of a recovery to a point in time",
         files=sums_of(directory),
-        content=dumped.content.model_dump(mode="json"),
+        content=dumped.content.model_copy(update=place).model_dump(mode="json"),
     )
     backup = publishing.publish(store, directory, manifest)
     report.fact("tables at the target, as a backup", backup.name)

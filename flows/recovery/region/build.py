@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
+from flows.database.gate import gate_of_backup
 from flows.recovery.full import bring_up, build, cluster, database_server
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
@@ -87,7 +88,8 @@ def _prepare_dump(region: Region, stack: contextlib.ExitStack) -> Finish:
     build.prove(report, permit, env, chosen, copies, jobs=workers, strict=region.strict)
 
     def finish() -> SystemServices:
-        bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=False)
+        gate = gate_of_backup(report, env, chosen.database, live.oid)
+        bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=False, gate=gate)
         report_in_place(report, env, services.kept)
         bring_up.start(report, env, copies, services)
         return services

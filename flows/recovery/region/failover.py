@@ -17,10 +17,10 @@ from blocks.environment import Environment, Stores
 from flows.application.files_gate import PART
 from flows.database import expectations
 from flows.database import restore_steps as database
+from flows.database.gate import require_confirmed
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
-from flows.recovery.gate import require_confirmed
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary

@@ -41,7 +41,8 @@ class DatabaseContent(BaseModel):
     `form`: the kind of row hash. `part`: all of the database, its definitions, or definitions with the rows of chosen
     tables. None for parts that an older manifest lacks: tablespaces and access methods other than the defaults, and
     owners, privileges and comments of large objects. `text_bytes`: the size of the dump's rows before compression; 0:
-    unknown.
+    unknown. `snapshot`, `system`, `timeline`: the snapshot (pg_current_snapshot), the cluster's system identifier and
+    the timeline of `lsn`; "" and 0 in older manifests.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +57,9 @@ class DatabaseContent(BaseModel):
     revision: str
     bytes: int
     lsn: str
+    snapshot: str = ""
+    system: int = 0
+    timeline: int = 0
     tables: dict[str, TableSum]
     sequences: dict[str, SequenceValue]
     populated: dict[str, bool]
@@ -101,6 +105,7 @@ def content_in_session(
 ) -> DatabaseContent:
     """The content in a pinned session's snapshot, without definitions; only rows of the given part. `beside`: another
     session in the same snapshot, which reads some of the rows."""
+    snapshot, system, timeline = execute(connection, queries.ORIGIN)[0]
     properties = read_properties(connection, database)
     return DatabaseContent(
         database=database,
@@ -114,6 +119,9 @@ def content_in_session(
         revision=revision(connection),
         bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
         lsn=str(execute(connection, queries.LSN)[0][0]),
+        snapshot=str(snapshot),
+        system=int(system),
+        timeline=int(timeline),
         tables={} if part == "schema" else _tables(connection, None if part == "full" else chosen, beside),
         sequences={} if part == "schema" else sequence_values(connection),
         populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},

@@ -3,6 +3,14 @@
 EXTENSIONS = "SELECT extname, extversion FROM pg_extension"
 LSN = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
 
+# The snapshot (not in recovery), the cluster and its timeline: with the LSN they say which commits a dump lacks.
+ORIGIN = """
+SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_current_snapshot()::text END,
+       (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END
+"""
+
 # Leaves of a hash-partitioned table are summed together: pg_dump restores enum keys through the root, which can choose
 # other leaves. Tables of an extension are left out. Columns are sorted by name: a restored inheritance child has its
 # parent's columns first.

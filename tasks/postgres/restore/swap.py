@@ -28,7 +28,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.postgres.restore.staged_copy import REPLACE, Copy, name_beside, oid_of, staged_database
-from tasks.postgres.restore.superseded import SupersededDatabase, writes_of
+from tasks.postgres.restore.superseded import UNDONE, SupersededDatabase, writes_of
 
 UNDO = "swap back database"
 
@@ -84,7 +84,7 @@ def swap_databases(
     copy: Copy,
     live_oid: int,
     backup: str,
-    gate: Gate | None = None,
+    gate: Gate,
 ) -> Swapped:
     """Give the copy the live name, and keep the old database under another.
 
@@ -101,12 +101,14 @@ def swap_databases(
 
 
 @action
-def swap_back(permit: Permit, postgres: Postgres, guard: Connection, old: SupersededDatabase, live_oid: int) -> Swapped:
+def swap_back(
+    permit: Permit, postgres: Postgres, guard: Connection, old: SupersededDatabase, live_oid: int, gate: Gate
+) -> Swapped:
     """Give a superseded database its name and comment back, and keep the current one."""
     permit.require(UNDO, old.name)
     kept = _kept_name(guard, postgres.database) if live_oid else ""
     moves = [(postgres.database, kept, live_oid), (old.name, postgres.database, oid_of(guard, old.name))]
-    outage = exchange(postgres, guard, moves, by="undo-restore", comment=old.comment)
+    outage = exchange(postgres, guard, moves, by=UNDONE, comment=old.comment, gate=gate)
     return Swapped(postgres.database, kept, outage)
 
 
@@ -125,7 +127,7 @@ def exchange(
     *,
     by: str,
     comment: str | None = None,
-    gate: Gate | None = None,
+    gate: Gate,
 ) -> float:
     """Rename databases (from, to, OID) in one transaction; returns the clients' outage in seconds.
 
@@ -154,15 +156,13 @@ def exchange(
     return time.monotonic() - started
 
 
-def _exchange(
-    guard: Connection, moves: list[tuple[str, str, int]], by: str, comment: str | None, gate: Gate | None
-) -> None:
+def _exchange(guard: Connection, moves: list[tuple[str, str, int]], by: str, comment: str | None, gate: Gate) -> None:
     _require_identity(guard, moves)
     for number, (old, new, _) in enumerate(moves, 1):
         failpoint(f"swap: before rename {number}")
         _rename(guard, old, new)
         failpoint(f"swap: after rename {number}")
-        if number == 1 and gate:
+        if number == 1:
             gate()
     if len(moves) == 2:
         _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
@@ -225,7 +225,9 @@ def _label(connection: Connection, *, kept: str, live: str, by: str) -> None:
     comment = execute(connection, _COMMENT, kept)[0][0]
     writes = writes_of(connection, live)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    label = json.dumps({"superseded": now, "by": by, "writes": writes, "comment": comment}, ensure_ascii=False)
+    lsn = int(execute(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")[0][0])
+    note = {"superseded": now, "by": by, "writes": writes, "lsn": lsn, "comment": comment}
+    label = json.dumps(note, ensure_ascii=False)
     connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(kept), label))
 
 

@@ -17,6 +17,7 @@ from runbook.kinds import probe
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.content.rowhash import row_hash
 from tasks.postgres.content.sums import TableSum
+from tasks.wal.reading.transactions import Pair
 
 NO_TABLE = {
     "v": "a view: restore its tables instead",
@@ -219,3 +220,19 @@ def read_sums(postgres: Postgres, database: str, tables: Sequence[FoundTable]) -
     """The number of rows and the hash of each table."""
     with pinned(postgres, database) as connection:
         return tuple(sum_of(connection, table) for table in tables)
+
+
+def files_of(postgres: Postgres, tables: Sequence[FoundTable]) -> frozenset[Pair]:
+    """The files in which the rows of tables are: (OID of the database, filenode)."""
+    oids = [table.oid for table in tables]
+    with postgres.connect(postgres.database) as connection:
+        rows = execute(connection, _FILES, oids, oids)
+    return frozenset((int(database), int(file)) for database, file in rows)
+
+
+_FILES = """
+SELECT (SELECT oid::bigint FROM pg_database WHERE datname = current_database()), pg_relation_filenode(t.oid)::bigint
+FROM (SELECT oid FROM unnest(%s::oid[]) oid
+      UNION SELECT p.relid FROM unnest(%s::oid[]) root, pg_partition_tree(root::regclass) p) t
+WHERE pg_relation_filenode(t.oid) IS NOT NULL
+"""

@@ -32,7 +32,8 @@ class KeptRows:
 class SupersededTable:
     """Old rows of `table` (quoted, as `name`), replaced at `since` by `backup`.
 
-    `stamp`: the same for all tables replaced `together`; that list is empty in labels of older versions.
+    `stamp`: the same for all tables replaced `together`; that list is empty in labels of older versions. `lsn`: the
+    position in WAL at that time (0: not known); `xid`: the transaction.
     """
 
     oid: int
@@ -44,6 +45,8 @@ class SupersededTable:
     backup: str
     stamp: str
     together: tuple[str, ...]
+    lsn: int
+    xid: int
     bytes: int
 
 
@@ -89,12 +92,15 @@ def keep_rows(
         role = sql.Identifier(str(grantee)) if grantee else sql.SQL("PUBLIC")
         connection.execute(sql.SQL("REVOKE ALL ON TABLE {} FROM {}").format(name, role))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    note = {"superseded": now, "by": by, "table": table.name, "set": stamp, "tables": list(together)}
+    lsn, xid = map(int, execute(connection, _PLACE)[0])
+    note: dict[str, object] = {"superseded": now, "by": by, "table": table.name, "set": stamp, "tables": list(together)}
+    note |= {"lsn": lsn, "xid": xid}
     label = json.dumps(note, ensure_ascii=False)
     connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, label))
     return KeptRows(name.as_string(connection), rows)
 
 
+_PLACE = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_xact_id()::xid::text"
 _OWNER = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s"
 # Default privileges of the creating role can let others read the table.
 _GRANTEES = """
@@ -125,10 +131,11 @@ WHERE c.relkind = 'r' AND c.relname ~ '_old_[0-9]{8}_[0-9]{6}$' AND obj_descript
 """
 
 
-def _parsed(label: str) -> tuple[str, str, str, str, tuple[str, ...]] | None:
+def _parsed(label: str) -> tuple[str, str, str, str, tuple[str, ...], int, int] | None:
     try:
         note = json.loads(label)
         together = tuple(str(name) for name in note.get("tables", ()))
-        return str(note["table"]), str(note["superseded"]), str(note["by"]), str(note["set"]), together
+        place = int(note.get("lsn", 0)), int(note.get("xid", 0))
+        return str(note["table"]), str(note["superseded"]), str(note["by"]), str(note["set"]), together, *place
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -21,6 +21,7 @@ from runbook.log import logger
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.content.sums import TableSum
 from tasks.postgres.restore.staged_copy import Copy
+from tasks.postgres.restore.swap import Gate
 from tasks.postgres.tables.checks import (
     advance,
     require_deferrable,
@@ -77,11 +78,13 @@ class Exchange:
 
 @dataclass(frozen=True)
 class TableOrder:
-    """The judged ties, and the label of the old rows."""
+    """The judged ties, the label of the old rows, and the gate: called when the tables are locked, and before a row is
+    replaced."""
 
     ties: Ties
     stamp: str
     by: str
+    gate: Gate
 
 
 @action
@@ -141,6 +144,7 @@ def _replace(
         try:
             with connection.transaction():
                 _lock(connection, replacements)
+                order.gate()
                 tables, sequences, dangling = _in_transaction(connection, replacements, order)
                 execute(guard, "SELECT 1")  # the advisory lock is still held
                 failpoint("tables: before commit")

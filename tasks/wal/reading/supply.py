@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
@@ -94,14 +95,17 @@ class Supply:
 
 
 @probe
-def read_supply(env: Environment, source: Stores, system: int, timeline: int) -> Supply:
+def read_supply(env: Environment, source: Stores | Literal[""], system: int, timeline: int) -> Supply:
     """Locate every segment of a cluster. Places that do not answer are skipped: the others may have everything.
+    `source`: the store with the archive; "": only this host is searched, which is quick.
 
     Raises:
         OpsError: no place has WAL, or there is no such timeline.
     """
     silent, found, archive, listing = list[str](), list[Piece](), None, None
-    if not env.has(source):
+    if not source:
+        silent.append("the archive was not queried")
+    elif not env.has(source):
         silent.append(f"[{source}] is not set")
     else:
         try:

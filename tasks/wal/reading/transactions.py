@@ -173,11 +173,14 @@ def parse_end(tx: int, lsn: int, text: str) -> End | None:
     """The end of a transaction from pg_waldump's description of a Transaction record; None for another record."""
     if not (match := _END.match(text)):
         return None
+    xid, at = int(match[2] or tx), datetime.fromisoformat(match[3]).replace(tzinfo=UTC)
+    if not match[4]:  # most of them
+        return End(xid, lsn, at, match[1] == "COMMIT")
     parts = {name.strip(): rest for name, _, rest in (part.partition(":") for part in match[4].split(";"))}
     return End(
-        xid=int(match[2] or tx),
+        xid=xid,
         lsn=lsn,
-        at=datetime.fromisoformat(match[3]).replace(tzinfo=UTC),
+        at=at,
         committed=match[1] == "COMMIT",
         inner=tuple(int(word) for word in parts.get("subxacts", "").split()),
         files=tuple((int(a), int(b)) for a, b in _FILE.findall(parts.get("rels", ""))),

@@ -20,6 +20,7 @@ from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.files import chain
 from runbook.report import Report
 from runbook.wait import until
+from tasks.postgres.restore.superseded import find_superseded
 from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
 
 
@@ -94,6 +95,19 @@ def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
     confirmed = restored(method="dump")
     assert confirmed.losses["grc_db"].since, confirmed.losses
     assert backed_up.sql("postgres", "SELECT to_regclass('later')") == [(None,)]
+
+
+def test_a_restored_dump_lacks_every_commit_until_its_swap(backed_up: Cluster) -> None:
+    """A client that is no described service writes until its session is ended."""
+    ((dumped,),) = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    with backed_up.writing() as writes:
+        writes.wait(5)
+        report = restored(method="dump", stop_services="at_swap")
+    kept = find_superseded(Environment.find(NAME).postgres)[0].name
+    ((written,),) = backed_up.sql("postgres", "SELECT count(*) FROM writes", database=kept)
+    loss = report.losses["grc_db"]
+    assert loss.since
+    assert (loss.count, written > dumped) == (written - dumped, True), loss
 
 
 def test_a_server_on_another_port_is_not_taken_for_a_dead_one(backed_up: Cluster) -> None:

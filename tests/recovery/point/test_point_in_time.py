@@ -182,9 +182,24 @@ def test_chosen_tables_come_back_and_what_others_wrote_since_stays(cluster: Clus
         NAME, by="before_transaction", target=str(xid), mode="tables", tables=["accounts"], confirm=NAME
     )
     assert report.facts["tables at the target, as a backup"].startswith("tables_")
+    (loss,) = report.losses.values()
+    assert (loss.part, loss.count, loss.since is None) == ("public.accounts", 1, False), "the TRUNCATE itself"
     assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5151)]
     assert cluster.sql("postgres", "SELECT count(*) FROM others") == [(1,)]
     assert cluster.supervisor.services()["postgresql"].pid == pid, "nothing stopped"
+
+
+def test_the_commits_that_chosen_tables_lose_are_counted(cluster: Cluster) -> None:
+    """The copy was promoted, so its own place in WAL says nothing about the live server."""
+    cluster.sql("postgres", "CREATE TABLE others (id int PRIMARY KEY)")
+    accounts(cluster)
+    xid = bug(cluster)
+    cluster.sql("postgres", "INSERT INTO others VALUES (1)")
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (102, 102)")
+    report = restore_to_point.fn(
+        NAME, by="before_transaction", target=str(xid), mode="tables", tables=["accounts"], confirm=NAME
+    )
+    assert report.losses["public.accounts"].count == 2
 
 
 def test_an_unlogged_table_keeps_its_rows(cluster: Cluster) -> None:
