@@ -201,15 +201,15 @@ def _counted(copy: ClusterCopy, read: Sequence[Committed], planned: Loss) -> Los
     lost = [one for one in read if one.xid not in copy.without]
     if copy.databases:
         lost = [one for one in lost if one.may_concern(copy.databases)]
+    later = sum(one.lsn > planned.read_to for one in lost)  # not by time: the plan read before it was made
+    return replace(lost_commits(copy.part, lost, copy.names), later=later)
+
+
+def lost_commits(part: str, lost: Sequence[Committed], names: Mapping[int, str]) -> Loss:
+    """The loss of these commits. `names`: databases by OID."""
     times = sorted(one.at for one in lost)
-    return Loss(
-        copy.part,
-        len(lost),
-        first=times[0] if times else None,
-        last=times[-1] if times else None,
-        by=count_by_database(lost, copy.names),
-        later=sum(one.lsn > planned.read_to for one in lost),  # not by time: the plan read before it was made
-    )
+    first, last = (times[0], times[-1]) if times else (None, None)
+    return Loss(part, len(lost), first=first, last=last, by=count_by_database(lost, names))
 
 
 @dataclass
