@@ -159,17 +159,23 @@ class ClusterCopy:
 
 
 def pass_cluster(
-    report: Report, env: Environment, services: ClusterServices, copy: ClusterCopy, fenced: FencedServer | None = None
+    report: Report,
+    env: Environment,
+    services: ClusterServices,
+    copy: ClusterCopy,
+    fenced: FencedServer | None = None,
+    measured: Loss | None = None,
 ) -> Loss:
     """Let a copy of the whole cluster pass to the swap, which follows at once: with the server fenced, and no more lost
-    than was confirmed. Returns the loss.
+    than was confirmed. `measured`: the loss of another region's cluster, by that one's gate. Returns the loss.
 
     Raises:
         LossExceeded: it would lose more. Nothing live was replaced.
         OpsError: the server does not stop, or ran again.
     """
     fenced = fenced or fence_cluster(report, env, services, "backups", before_of(copy.stop))
-    services.last = loss = measure.after(services.last)(env, fenced, copy, _planned(report, copy.part))
+    loss = measured or measure.after(services.last)(env, fenced, copy, _planned(report, copy.part))
+    services.last = loss
     require_confirmed(report, loss)
     require_fence(env, fenced)
     return loss

@@ -66,8 +66,7 @@ def read_commits(postgres: Postgres, directory: Path, timeline: int, place: int)
     """
     there = [one for one in find_segments(directory) if one.timeline == timeline and one.start + one.bytes >= place]
     if not there or there[0].start > place:
-        begins = f"begins at {lsn_text(there[0].start)}" if there else "ends before it"
-        raise OpsError(f"{directory} lacks the WAL at {lsn_text(place)} of timeline {timeline}: it {begins}")
+        raise OpsError(f"{directory} lacks the WAL at {lsn_text(place)} of timeline {timeline}")
     end = read_beyond(postgres, directory, timeline, place).end
     files = [(one.segment, one.path) for one in there]
     return read_committed(postgres, files, place - 1, end) if end > place else [], end

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from blocks.postgres.server import Postgres
 from flows.recovery.gate import lost_commits, require_confirmed
 from flows.recovery.postgres.findings import feeds_old_wal, is_synchronous
 from flows.recovery.postgres.pair import ServerPair
@@ -25,10 +26,6 @@ from tasks.postgres.tables.filenodes import read_database_names
 from tasks.wal.format.names import lsn_text
 from tasks.wal.reading.committed import Committed
 from tasks.wal.reading.local import find_segments
-
-READ = "the old primary's WAL has no further commit"
-SHUT_DOWN = "the standby's WAL ends with the old primary's shutdown"
-ALL_READ = "all WAL of its standbys was replayed"
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,17 @@ def measure(pair: ServerPair, end: int, unread: Collection[str]) -> PromotionLos
     names of standbys whose WAL could not be read."""
     part = pair.new.database
     try:
-        loss = lost_commits(part, _commits_after(pair, end), read_database_names(pair.new))
-        return PromotionLoss(loss, f"0 (proven: {READ})" if loss.is_none else "")
+        read = commits_after(pair.old, pair.will.system, pair.will.timeline, end)
+        loss = lost_commits(part, read, read_database_names(pair.new))
+        evidence = "0 (proven: the old primary's WAL has no further commit)" if loss.is_none else ""
+        return PromotionLoss(loss, evidence)
     except OpsError as error:
         why = error.message
     if pair.course == "hand over" and _was_shut_down(pair, end):
-        return PromotionLoss(Loss(part), f"0 (proven: {SHUT_DOWN})")
+        return PromotionLoss(Loss(part), "0 (proven: the standby's WAL ends with the old primary's shutdown)")
     if is_synchronous(pair, unread):
-        return PromotionLoss(Loss(part), f"0, by synchronous replication ({pair.sync_names}): {ALL_READ}")
+        evidence = f"0, by synchronous replication ({pair.sync_names}): all WAL of its standbys was replayed"
+        return PromotionLoss(Loss(part), evidence)
     return PromotionLoss(Loss.not_known(part, f"{why}, and its commits waited for no server whose WAL was read"))
 
 
@@ -103,24 +103,24 @@ def _was_shut_down(pair: ServerPair, end: int) -> bool:
         return False
 
 
-def _commits_after(pair: ServerPair, end: int) -> list[Committed]:
-    """Return every commit of the old primary after `end`.
+def commits_after(old: Postgres, system: int, timeline: int, end: int) -> list[Committed]:
+    """Return every commit after `end` of a stopped server whose files are on this host. `system`, `timeline`: what it
+    must have written.
 
     Raises:
         OpsError: how far it got cannot be read.
     """
-    old = pair.old
     if not is_here(old.host):
         raise OpsError(f"the files of {address(old)} are on another host")
     control, pg_wal = control_of(old), Path(old.data_directory, "pg_wal")
     if control is None:
         raise OpsError(f"{old.data_directory} is missing or cannot be read")
-    if control.system != pair.will.system:
+    if control.system != system:
         raise OpsError(f"{old.data_directory} is of another cluster")
-    segments = [one for one in find_segments(pg_wal) if one.timeline == pair.will.timeline]
+    segments = [one for one in find_segments(pg_wal) if one.timeline == timeline]
     if control.was_standby and not any(one.start + one.bytes >= end for one in segments):
         return []  # a standby that is behind
-    found, reached = read_commits(old, pg_wal, pair.will.timeline, end)
+    found, reached = read_commits(old, pg_wal, timeline, end)
     if reached < control.checkpoint:
         raise OpsError(
             f"{address(old)} wrote up to {lsn_text(control.checkpoint)}, and its WAL ends at {lsn_text(reached)}"

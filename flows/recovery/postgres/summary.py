@@ -66,9 +66,9 @@ def report_loss(report: Report, pair: ServerPair, done: Done, account: WriteLoss
     if loss.is_none:
         report.fact("acknowledged writes lost", done.lost.evidence)
         return
-    hint = "compare with the application's records of the time before the failure"
-    if not loss.unknown:
-        hint += "; rejoin-standby saves that WAL"
+    hint = "compare with the application's records of the time before the failure; rejoin-standby saves that WAL"
+    if loss.unknown:
+        hint = "compare with the application's records of the time before the failure"
     report.warn("acknowledged writes lost", hint, value=loss.detail, expected="0")
     report.fact("acknowledged writes lost", "unknown" if loss.unknown else f"at most {loss.count:,} transactions")
 

@@ -19,6 +19,7 @@ from runbook import kinds
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.guard.loss import Loss
 from runbook.report import Status
+from runbook.wait import until
 from tasks.wal.archive.destinations import ship_now
 from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster, Template, running_cluster
 from tests.fixtures.reports import text_of as finding
@@ -125,7 +126,7 @@ def test_a_directory_that_disappears_after_the_plan_stops_the_run(
     with pytest.raises(RunbookFailed, match="is missing"):
         fail_over("unplanned", **plan.pins)
     aside.rename(data)
-    assert running(cluster) == before
+    until(lambda: running(cluster) == before, what="the services as they were found", seconds=60)
     assert cluster.is_standby("standby")
     assert not (data / "standby.signal").exists()
     assert not (cluster.root / "reports" / "postgres-failover.json").exists()
