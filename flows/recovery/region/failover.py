@@ -210,7 +210,8 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
-        require_confirmed(report, gate.measure(fence.old, option, env.postgres.database))
+        again = f"run this with backup={option.backup.name} and an empty confirm, and confirm what that plan says"
+        require_confirmed(report, gate.measure(fence.old, option, env.postgres.database), hint=again)
         chosen = parts.choose(report, env, option)
     options.used = options.used or option
     with ready, phases.of("bring up"):

@@ -13,6 +13,7 @@ import pytest
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point.restore import restore_to_point
 from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
+from flows.recovery.postgres.rejoin import Method
 from flows.recovery.undo_full_restore import undo_full_restore
 from lab.servers.postgres import DATABASE
 from runbook import kinds
@@ -21,7 +22,8 @@ from runbook.guard.loss import Loss
 from runbook.report import Status
 from runbook.wait import until
 from tasks.wal.archive.destinations import ship_now
-from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster, Template, running_cluster
+from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster, running_cluster
+from tests.fixtures.postgres.templates import Template
 from tests.fixtures.reports import text_of as finding
 from tests.recovery.postgres_failovers import address, fail_over, lost, refused, rejoin
 
@@ -177,7 +179,7 @@ def test_what_a_server_has_of_a_branch_that_was_left_is_counted_before_it_rejoin
 
 @pytest.mark.parametrize("method", ["auto", "base_backup"])
 def test_commits_that_an_old_primary_took_after_the_plan_stop_its_rejoin(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, method: str
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
     """Somebody starts it as a primary, and stops it again: between plan and confirmation, and within the run."""
     data, old = cluster.node("postgres").data, address(cluster, "postgres")
