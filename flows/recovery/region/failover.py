@@ -124,7 +124,7 @@ def region_failover(
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
-            (loss,),
+            (loss, *choose.losses_of_others(chosen)),
             seconds_from(report.plan_steps, ""),
         )
         permit = report.permit(*_acts(env, chosen), effect=effect)
@@ -213,6 +213,7 @@ def _restore(
         again = f"run this with backup={option.backup.name} and an empty confirm, and confirm what that plan says"
         require_confirmed(report, gate.measure(fence.old, option, env.postgres.database), hint=again)
         chosen = parts.choose(report, env, option)
+        require_confirmed(report, *choose.losses_of_others(chosen), hint=again)
     options.used = options.used or option
     with ready, phases.of("bring up"):
         fencing = fence.judge(report, "before the data is made live")
