@@ -27,6 +27,7 @@ from flows.recovery.postgres.summary import report_follow_up, report_loss, repor
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -222,7 +223,10 @@ def _finish(report: Report, env: Environment, pair: ServerPair, phases: Phases) 
         return report
     for what in left:
         report.plan("finish", what)
-    effect = Effect(f"the failover to {new} is finished", "rejoin-standby, then a planned failover back")
+    lost: tuple[Loss, ...] = ()
+    if pair.marker and pair.marker.mode == "planned" and is_here(pair.old.host):
+        lost = (rejoin.loss_of(rejoin.read_joining(pair.new, pair.old)),)
+    effect = Effect(f"the failover to {new} is finished", "rejoin-standby, then a planned failover back", lost)
     permit = report.permit(*acts(env, pair), effect=effect)
     report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
     fence_again(report, permit, env, pair)

@@ -101,6 +101,7 @@ def loss_of(joining: Joining) -> Loss:
     node, control, problem = joining.node, joining.control, joining.problem
     if control is None or problem:
         why = problem.message if problem else f"{node.data_directory} is missing or cannot be read"
+        why = "a rewind of it was killed" if was_interrupted(node) else why
         return Loss.not_known(address(node), why)
     if not (joining.diverged and joining.diverged.commits):
         return Loss(address(node))
