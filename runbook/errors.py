@@ -76,6 +76,10 @@ class LossExceeded(OpsError):
     """More would be lost than was confirmed. Nothing live was replaced, and no other option is tried instead."""
 
 
+class TimelineUnknown(OpsError):
+    """Several timelines may be the one in use: a person chooses. No other option is tried instead: it may lose more."""
+
+
 class Locked(OpsError):
     """Another run holds the environment."""
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
-from flows.recovery.gate import planned_for, require_confirmed
+from flows.loss import planned_loss_of, require_confirmed
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.loss import Loss
@@ -74,7 +74,7 @@ def pass_files(report: Report, env: Environment, directory: Path, changes: Chang
 def measured_loss(report: Report, directory: Path | None, changes: Changes) -> Loss:
     """The changes in a directory that is not live any more, or that nobody writes to. A plan that counted none because
     nothing could be read keeps its word."""
-    planned = planned_for(report, PART)
+    planned = planned_loss_of(report, PART)
     if planned.since or planned.unknown or directory is None:
         return planned
     return _counted(directory, changes, planned)

@@ -8,7 +8,7 @@ is more than the plan said: the transaction rolls back. A plan counts in the sam
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,9 +17,10 @@ from typing import Literal
 
 from blocks.environment import Environment, Stores
 from blocks.postgres.server import execute
+from flows.loss import loss_of, planned_loss_of, require_confirmed
 from runbook import clock
-from runbook.errors import LossExceeded, OpsError
-from runbook.guard.loss import Loss, exceeded, losses_text
+from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.units import size
 from runbook.wait import until
@@ -28,7 +29,7 @@ from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.restore.superseded import read_named
 from tasks.stores.directory import told
 from tasks.wal.format.names import Segment, lsn_of, lsn_text
-from tasks.wal.reading.committed import CommitReader, Committed, count_by_database
+from tasks.wal.reading.committed import CommitReader, Committed
 from tasks.wal.reading.supply import Supply, read_supply, runs_of
 from tasks.wal.reading.transactions import Pair
 
@@ -38,42 +39,6 @@ commits that are remembered (600 bytes each). Measured: 46 MB/s of bulk inserts,
 
 RECEIVED_SECONDS = 10.0
 """How long to wait for a receiver to have all WAL of a server on another host, where a count is needed."""
-AGAIN = "run this with an empty confirm, and confirm what the new plan says of the loss"
-
-
-def planned_losses(report: Report) -> tuple[Loss, ...]:
-    """The losses that this run's plan said, and that a person confirmed."""
-    return report.effect.lost if report.effect and not isinstance(report.effect.lost, str) else ()
-
-
-def planned_loss_of(report: Report, part: str) -> Loss:
-    """The loss of one part that this run's plan said."""
-    return next((loss for loss in planned_losses(report) if loss.part == part), Loss(part))
-
-
-def require_confirmed(report: Report, *losses: Loss, hint: str = AGAIN) -> None:
-    """Check that no more is lost than this run's plan said.
-
-    Raises:
-        LossExceeded: it is. The message has the new loss.
-    """
-    planned = planned_losses(report)
-    if more := exceeded(planned, losses):
-        said = [one for one in planned if one.part in {loss.part for loss in more}]
-        raise LossExceeded(f"{losses_text(more)}, but the plan said: {losses_text(said)}", hint)
-
-
-def loss_of(part: str, lost: Sequence[Committed], names: Mapping[int, str], read_to: int) -> Loss:
-    """The loss of those commits. `read_to`: the LSN up to which the plan had read."""
-    times = sorted(one.at for one in lost)
-    return Loss(
-        part,
-        len(lost),
-        first=times[0] if times else None,
-        last=times[-1] if times else None,
-        by=count_by_database(lost, names),
-        later=sum(one.lsn > read_to for one in lost),  # not by time: the plan read before it was made
-    )
 
 
 @dataclass(frozen=True)
@@ -83,8 +48,8 @@ class DatabaseCopy:
     It has every commit whose record begins at or before the LSN `end`, of the cluster `system` on `timeline` (0: not
     known); with a `snapshot` (pg_current_snapshot at about that LSN), those that it includes. `without`: transactions
     that it leaves out on purpose. `databases`: the OIDs of what it replaces. `since`: the time of the copy; every later
-    write is lost, also where nobody can count them. `named`: the LSN at which a restore
-    gave the live database its name (0: not known)."""
+    write is lost, also where nobody can count them. `named`: the LSN at which a restore gave the live database its name
+    (0: not known)."""
 
     part: str
     end: int

@@ -12,9 +12,10 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import execute
 from flows.database import expectations, restore_steps
 from flows.database import foreign_dumps as foreign
-from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup, planned_loss_of
+from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup
 from flows.database.superseded import discard_surplus
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
+from flows.loss import planned_loss_of
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
 from runbook import clock

@@ -12,15 +12,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg
 
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from blocks.postgres.server import execute
-from flows.database.gate import DatabaseCopy, loss_of, planned_loss_of, require_confirmed, spool
+from flows.database.gate import DatabaseCopy, spool
+from flows.loss import loss_of, planned_loss_of, require_confirmed
 from flows.recovery.point.choice import PointOrigin, ship
+from flows.recovery.stopped_services import ClusterServices
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.files import record
@@ -43,9 +44,6 @@ from tasks.wal.format.names import lsn_text
 from tasks.wal.reading.committed import Committed, read_committed
 from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.waldump import Commit
-
-if TYPE_CHECKING:  # the services of a recovery include Redis, whose gate needs this one
-    from flows.recovery.stopped_services import ClusterServices
 
 FENCED = "records/fenced-server.json"
 
@@ -148,17 +146,23 @@ class ClusterCopy:
 
 
 def pass_cluster(
-    report: Report, env: Environment, services: ClusterServices, copy: ClusterCopy, fenced: FencedServer | None = None
+    report: Report,
+    env: Environment,
+    services: ClusterServices,
+    copy: ClusterCopy,
+    fenced: FencedServer | None = None,
+    measured: Loss | None = None,
 ) -> Loss:
     """Let a copy of the whole cluster pass to the swap, which follows at once: with the server fenced, and no more lost
-    than was confirmed. Returns the loss.
+    than was confirmed. `measured`: the loss of another region's cluster, by that one's gate. Returns the loss.
 
     Raises:
         LossExceeded: it would lose more. Nothing live was replaced.
         OpsError: the server does not stop, or ran again.
     """
     fenced = fenced or fence_cluster(report, env, services, "backups", before_of(copy.stop))
-    services.last = loss = measure.after(services.last)(env, fenced, copy, planned_loss_of(report, copy.part))
+    loss = measured or measure.after(services.last)(env, fenced, copy, planned_loss_of(report, copy.part))
+    services.last = loss
     require_confirmed(report, loss)
     require_fence(env, fenced)
     return loss

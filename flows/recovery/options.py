@@ -44,6 +44,7 @@ from runbook.errors import (
     NotRestorable,
     OpsError,
     RunbookFailed,
+    TimelineUnknown,
     Unreachable,
 )
 from runbook.guard.loss import Loss
@@ -79,11 +80,11 @@ class RestoreAttempt:
 def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
     """A failure inside does not end the run: it becomes a WARN, and the run tries the next option. An unreachable store
     ends the run: it may hold backups. So does an object that does not restore: to restore without it may lose less than
-    the next option."""
+    the next option. So does an unknown timeline: a person may know it."""
     attempt, first = RestoreAttempt(), len(report.findings)
     try:
         yield attempt
-    except (Unreachable, LockLost, LossExceeded, NotConfirmed, NotRestorable):
+    except (Unreachable, LockLost, LossExceeded, NotConfirmed, NotRestorable, TimelineUnknown):
         raise
     except OpsError as error:
         bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]
@@ -171,8 +172,7 @@ class RestoreOptions:
                 self._judge_gap(option)
                 if option.replay:
                     report_target(self.report, option.replay.target, option.replay.found.newest)
-                    if self.in_place:
-                        self.report.pin("timeline", option.replay.origin.chain.timeline.number)
+                    self.report.pin("timeline", option.replay.origin.chain.timeline.number)
                     report_prepared(self.report, option.replay.found, option.replay.stop)
                 return option
             self.tried.add(option.backup.name)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.branch import record_branch
-from flows.database.gate import require_confirmed
 from flows.database.restore_steps import judge_requirements
+from flows.loss import require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.point import swap

@@ -238,7 +238,10 @@ def allow_start(services: Services, role: str) -> str:
 
 
 def remove_signal(postgres: Postgres) -> None:
-    """Make a stopped server of this host start as the primary that it was."""
+    """Make a stopped server of this host start as the primary that it was. The other host's standby may have the same
+    path here."""
+    if not is_here(postgres.host):
+        return
     data = Path(postgres.data_directory)
     (data / SIGNAL).unlink(missing_ok=True)
     if data.is_dir():

@@ -187,6 +187,11 @@ class MemberControl:
         """Whether the server shut down cleanly."""
         return self.state.startswith("shut down")
 
+    @property
+    def was_standby(self) -> bool:
+        """Whether the server was a standby when it ran last."""
+        return self.state in ("in archive recovery", "shut down in recovery")
+
 
 @probe
 def read_control(postgres: Postgres) -> MemberControl | None:

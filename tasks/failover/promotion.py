@@ -19,7 +19,7 @@ from runbook.wait import until
 from tasks.failover.fencing import Fencing, fencing_of
 from tasks.failover.member import ask_member
 from tasks.postgres.replication.synchronous import address, synchrony
-from tasks.wal.format.names import lsn_of
+from tasks.wal.format.names import Timeline
 
 PROMOTE = "promote"
 PROMOTE_SECONDS = 60
@@ -71,7 +71,8 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
         )
     finished = time.monotonic()
     failpoint("failover: promoted")
-    return Promoted(ask_member(new).timeline, switched_at(new), began, finished, fencing)
+    history = history_of(new)
+    return Promoted(history.number, history.ancestors[-1][1] if history.ancestors else 0, began, finished, fencing)
 
 
 def promotion(old: Postgres, new: Postgres) -> str:
@@ -79,24 +80,19 @@ def promotion(old: Postgres, new: Postgres) -> str:
     return f"{address(old)} → {address(new)}"
 
 
-def switched_at(primary: Postgres, timeline: int = 0) -> int:
-    """Where a server's timeline began, or where `timeline`, one of its ancestors, ended; 0 for the first.
+def history_of(primary: Postgres) -> Timeline:
+    """The timeline of a server that takes writes, with its ancestors.
 
     https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
     """
     with primary.connect() as connection:
-        rows = execute(connection, _HISTORY)
-    ended = {int(one): lsn_of(place) for one, place in (line.split()[:2] for line in _lines(rows))}
-    return ended.get(timeline or max(ended, default=0), 0)
-
-
-def _lines(rows: Sequence[Sequence[object]]) -> list[str]:
-    text = str(rows[0][0]) if rows and rows[0][0] else ""
-    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        ((number, text),) = execute(connection, _HISTORY)
+    return Timeline.read(int(number), str(text or ""))
 
 
 _HISTORY = """
-SELECT pg_read_file('pg_wal/' || left(pg_walfile_name(pg_current_wal_lsn()), 8) || '.history', 0, 1000000, true)
+SELECT ('x' || name)::bit(32)::int, pg_read_file('pg_wal/' || name || '.history', 0, 1000000, true)
+FROM left(pg_walfile_name(pg_current_wal_lsn()), 8) AS name
 """
 
 

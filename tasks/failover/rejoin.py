@@ -30,9 +30,12 @@ from tasks.cluster.configuration import (
 from tasks.cluster.swap import free_name
 from tasks.failover.fencing import SIGNAL, look_for_processes
 from tasks.failover.following import follow, upstream_of
-from tasks.failover.member import control_of
+from tasks.failover.member import MemberControl, ask_member, control_of
+from tasks.failover.promotion import history_of
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.postgres.replication.synchronous import address
+from tasks.wal.discarded import parted_at
+from tasks.wal.format.names import Timeline
 from tasks.wal.reading.local import find_segments
 
 REJOIN = "make a standby of"
@@ -75,6 +78,31 @@ def _data(postgres: Postgres) -> Path:
 def _rewinding(postgres: Postgres) -> Path:
     data = _data(postgres)
     return data.with_name(f"{data.name}{REWINDING}")
+
+
+@probe
+def parted_from(primary: Postgres, node: Postgres, control: MemberControl) -> int:
+    """Where the history of a server's files left the primary's; 0 where the primary is still on their timeline.
+
+    Raises:
+        OpsError: they have no history in common, or that of the files is missing.
+        Unreachable: the primary is down.
+    """
+    system = ask_member(primary).system
+    if system and control.system != system:
+        raise OpsError(f"{node.data_directory} is of another cluster", "run it with method=base_backup")
+    live, number = history_of(primary), control.timeline
+    if live.number == number:
+        return 0
+    path, text = Path(node.data_directory, "pg_wal", f"{number:08X}.history"), ""
+    try:
+        text = path.read_text(errors="replace") if number > 1 else ""
+    except OSError as error:
+        if live.left_at(number) is None:
+            hint = "run it with method=base_backup, which keeps the old files"
+            raise OpsError(f"{path} cannot be read: {error.strerror}", hint) from None
+        return live.left_at(number) or 0
+    return parted_at(live, Timeline.read(number, text))
 
 
 @probe

@@ -18,7 +18,9 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.format.pages import record_behind, record_end
+from tasks.wal.reading.committed import Committed, read_committed
 from tasks.wal.reading.local import Local, find_segments
+from tasks.wal.reading.waldump import lines_in
 
 WALDUMP_SECONDS = 300
 _END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")
@@ -54,6 +56,36 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
             )
         beyond = again  # more was written meanwhile
     return beyond
+
+
+def read_commits(postgres: Postgres, directory: Path, timeline: int, place: int) -> tuple[list[Committed], int]:
+    """Read the commits that a directory has of a timeline after a position, and the end of its last complete record.
+
+    Raises:
+        OpsError: it cannot be read, or lacks the WAL at that position.
+    """
+    there = [one for one in find_segments(directory) if one.timeline == timeline and one.start + one.bytes >= place]
+    if not there or there[0].start > place:
+        raise OpsError(f"{directory} lacks the WAL at {lsn_text(place)} of timeline {timeline}")
+    end = read_beyond(postgres, directory, timeline, place).end
+    files = [(one.segment, one.path) for one in there]
+    return read_committed(postgres, files, place - 1, end) if end > place else [], end
+
+
+def ends_in_shutdown(postgres: Postgres, directory: Path, timeline: int, end: int) -> bool:
+    """Whether the record that ends at `end` is the checkpoint of a clean shutdown, by the WAL in a directory.
+
+    Raises:
+        OpsError: it cannot be read.
+    """
+    there = [one for one in find_segments(directory) if one.timeline == timeline and one.start < end]
+    if not there:
+        return False
+    files = [(one.segment, one.path) for one in there[-2:]]  # the record may cross the edge
+    bytes_ = there[-1].bytes
+    lines = lines_in(postgres, files, ["XLOG"], stopped=lambda _: None)
+    records = (_RECORD.search(line) for line in lines if "CHECKPOINT_SHUTDOWN" in line)
+    return any(record_end(lsn_of(one[2]), int(one[1]), bytes_) == end for one in records if one)
 
 
 def _goes_on(directory: Path, timeline: int, end: int) -> bool:

@@ -19,7 +19,7 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import CommandFailed, OpsError, TimelineUnknown, VerificationFailed
 from runbook.kinds import action
 from tasks.host.disk import is_here
 from tasks.wal.archive.archive import Archive, ArchiveListing, BranchMark, timeline_in
@@ -42,7 +42,8 @@ def timeline_in_use(
     another one: its servers are not asked.
 
     Raises:
-        OpsError: several may be in use; or there is no such timeline, or no history of it.
+        TimelineUnknown: several may be in use.
+        OpsError: there is no such timeline, or no history of it.
         VerificationFailed: its history is damaged, or there are two.
     """
     branches = Branches.found(env, archive, listing, system, of)
@@ -53,7 +54,7 @@ def number_in_use(env: Environment, which: Stores, system: int) -> int:
     """Return the number of the timeline in use, also where the archive cannot be listed. 1 without any WAL.
 
     Raises:
-        OpsError: several may be in use.
+        TimelineUnknown: several may be in use.
     """
     return _branches(env, which, system).in_use()
 
@@ -126,7 +127,7 @@ class Branches:
         """Return the number of the timeline in use; 1 without any.
 
         Raises:
-            OpsError: several may be in use.
+            TimelineUnknown: several may be in use.
         """
         if self.live:
             return self.live
@@ -181,7 +182,7 @@ class Branches:
         best = max(numbers, key=lambda number: (times[number], number))
         unsure = [one for one in numbers if one != best and times[best] is NEVER and not self._left_at(best, one)]
         if unsure:
-            raise OpsError(
+            raise TimelineUnknown(
                 f"it is unknown which timeline is in use: {best} or {', '.join(map(str, unsure))}",
                 "find out which one the application wrote to last, then run this again with its timeline=…",
             )

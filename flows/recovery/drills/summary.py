@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blocks.environment import Environment
-from flows.recovery import gate
+from flows.loss import planned_losses
 from flows.recovery.drills.scenario import Drill, Scenario
 from flows.recovery.objectives.points import FILES, REDIS
 from runbook import clock
@@ -170,10 +170,7 @@ def _stated(drill: Drill, live: Environment) -> list[Loss]:
     others = {REDIS, FILES, *(address(node) for node in (*drill.env.nodes(), *live.nodes()))}
     done = [run for run in drill.runs if run.permitted]
     return [
-        loss
-        for run in done
-        for loss in (tuple(run.losses.values()) or gate.planned_losses(run))
-        if loss.part not in others
+        loss for run in done for loss in (tuple(run.losses.values()) or planned_losses(run)) if loss.part not in others
     ]
 
 

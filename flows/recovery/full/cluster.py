@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
-from flows.database.gate import AGAIN, require_confirmed
+from flows.loss import AGAIN, require_confirmed
 from flows.recovery.destruction import read_end
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
@@ -24,6 +24,7 @@ from flows.recovery.stopped_services import ClusterServices, SystemServices, sta
 from flows.recovery.unlogged import warn_emptied
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.fence import FencedServer
@@ -48,7 +49,8 @@ Result = TypeVar("Result")
 class ClusterRun:
     """What a restore of the cluster needs. `databases`: the other databases that a person named: they are set back with
     the application's. `replaces`: whether there is live data. `fenced`: the live server, where it was stopped before
-    the copy was built; `settings`: its settings of databases and roles, before that."""
+    the copy was built; `settings`: its settings of databases and roles, before that. `measured`: the loss of another
+    region's cluster."""
 
     report: Report
     permit: Permit
@@ -60,6 +62,7 @@ class ClusterRun:
     replaces: bool = True
     fenced: FencedServer | None = None
     settings: frozenset[str] | None = None
+    measured: Loss | None = None
 
 
 @dataclass
@@ -309,7 +312,10 @@ def swapping_in(
         services.stop_redis()
         bring_up.pass_others(report, env, services, copies, run.chosen)
         try:
-            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline, copy, run.fenced)
+            swap.swap(
+                *(report, permit, env, copies.replay.instance, cluster, copies.timeline, copy),
+                *(run.fenced, run.measured),
+            )
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise

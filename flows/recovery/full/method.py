@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.postgres.refusals import Starting
 from flows.database import restore_steps as database
-from flows.database.gate import require_confirmed
+from flows.loss import require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE

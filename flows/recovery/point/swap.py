@@ -91,15 +91,17 @@ def swap(
     timeline: int,
     copy: gate.ClusterCopy,
     fenced: FencedServer | None = None,
+    measured: Loss | None = None,
 ) -> Loss:
-    """Fence the live server unless it is, pass the gate, rename, and record the new timeline. Returns what is lost.
+    """Fence the live server unless it is, pass the gate, rename, and record the new timeline. `measured`: see
+    `pass_cluster`. Returns what is lost.
 
     Raises:
         LossExceeded: more than was confirmed. Nothing live was replaced.
     """
     primary = env.postgres  # not read again: the server is down from here on
     server_state.rehearse(report, env, instance)
-    loss = gate.pass_cluster(report, env, services, copy, fenced)
+    loss = gate.pass_cluster(report, env, services, copy, fenced, measured)
     report.state_is(
         f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
         f"run it again with confirm={env.name}: it restores everything from the start. To go back instead, run "

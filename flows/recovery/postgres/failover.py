@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.recovery.postgres import rejoin
-from flows.recovery.postgres.findings import MIB, feeds_old_wal, is_synchronous, judge
+from flows.recovery.postgres.findings import MIB, feeds_old_wal, judge
+from flows.recovery.postgres.gate import planned_loss
 from flows.recovery.postgres.pair import Mode, ServerPair, read_pair, report_pair
 from flows.recovery.postgres.promotion import (
     AGAIN,
@@ -40,7 +40,6 @@ from tasks.failover.fencing import find_fencing, keep_down, mark_standby, named_
 from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import checkpoint, make_slots, promote, streams
-from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
 from tasks.host.services import start_services, stop_services
 from tasks.postgres.replication.synchronous import address, read_synchrony
@@ -98,7 +97,7 @@ def postgres_failover(
         report_pair(report, "before", pair)
         if pair.course == "finish":
             return _finish(report, env, pair, phases)
-        judge(report, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
+        judge(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
         _plan(report, env, pair, fence)
         report.pin("new_primary", address(pair.new))
         report.pin_state("timeline", pair.old_timeline)
@@ -126,15 +125,14 @@ def _judge_again(
                 f"{found.will.address} received more WAL since the plan: the old primary is running",
                 "check the old primary",
             )
-        judge(again, found, mode, attested, fence, limit)
+        judge(again, env, found, mode, attested, fence, limit)
     except RunbookFailed as error:
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
 def _effect(report: Report, pair: ServerPair) -> Effect:
-    part, loss = pair.new.database, Loss(pair.new.database)
-    if pair.course != "hand over" and not is_synchronous(pair):
-        loss = Loss.not_known(part, f"commits did not wait for {address(pair.new)}: those that it lacks are lost")
+    loss = planned_loss(pair)
+    report.pin_state("commits lost", "unknown" if loss.unknown else loss.count)
     return Effect(
         f"{address(pair.new)} becomes the primary instead of {address(pair.old)}",
         "rejoin-standby, then a planned failover back",
@@ -189,20 +187,10 @@ def _fail_over(
         first = ledger.wait_for(address(pair.new), WRITE_SECONDS)
         phases.seconds["first acknowledged write"] = first.at - done.promoted.began
         account = ledger.account(pair.new)
-    report_loss(report, pair, done, _left(report, pair, done.promoted.switched_at), account)
+    report_loss(report, pair, done, account)
     redirect(report, permit, env, pair, phases, restart=True)
     _end(report, permit, env, pair, mode, phases)
     report.measure("database standby")
-
-
-def _left(report: Report, pair: ServerPair, place: int) -> Beyond | None:
-    """The WAL that only the old primary has; None where it cannot be read."""
-    if not is_here(pair.old.host):
-        return None
-    try:
-        return read_beyond(pair.old, Path(pair.old.data_directory, "pg_wal"), pair.will.timeline, place)
-    except OpsError:
-        return None
 
 
 def _end(report: Report, permit: Permit, env: Environment, pair: ServerPair, mode: str, phases: Phases) -> None:
@@ -235,7 +223,10 @@ def _finish(report: Report, env: Environment, pair: ServerPair, phases: Phases) 
         return report
     for what in left:
         report.plan("finish", what)
-    effect = Effect(f"the failover to {new} is finished", "rejoin-standby, then a planned failover back")
+    lost: tuple[Loss, ...] = ()
+    if pair.marker and pair.marker.mode == "planned" and is_here(pair.old.host):
+        lost = (rejoin.diverged_loss(rejoin.read_joining(pair.new, pair.old)),)
+    effect = Effect(f"the failover to {new} is finished", "rejoin-standby, then a planned failover back", lost)
     permit = report.permit(*acts(env, pair), effect=effect)
     report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
     fence_again(report, permit, env, pair)
@@ -298,11 +289,9 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
         rejoin.judge_joining(report, env, joining, method)
         rejoin.plan_joining(report, joining, method)
         report.pin_state("roles", f"{address(joining.node)} behind {address(joining.primary)}")
-        effect = Effect(
-            f"{address(joining.node)} becomes a standby of {address(joining.primary)}",
-            "",
-            (rejoin.loss_of(joining),),
-        )
+        loss = rejoin.diverged_loss(joining)
+        report.pin_state("commits lost", "unknown" if loss.unknown else loss.count)
+        effect = Effect(f"{address(joining.node)} becomes a standby of {address(joining.primary)}", "", (loss,))
         permit = report.permit(*rejoin.rejoin_acts(joining), effect=effect)
         rejoin.join(report, permit, env, joining, method)
         report.outcome = f"{address(joining.node)} is a standby of {address(joining.primary)}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from blocks.environment import Environment
 from flows.recovery.postgres.pair import Mode, ServerPair
+from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
@@ -11,13 +15,16 @@ from tasks.failover.member import find_lost_overrides
 from tasks.host.disk import is_here
 from tasks.postgres.replication.status import parse_sync_names
 from tasks.postgres.replication.synchronous import address
+from tasks.wal.branch import number_in_use
 from tasks.wal.format.names import lsn_text
 
 MIB = 1 << 20
 WAITING = ("on", "remote_apply", "remote_write")
 
 
-def judge(report: Report, pair: ServerPair, mode: Mode, attested: str, fence: bool, limit_bytes: int) -> None:
+def judge(
+    report: Report, env: Environment, pair: ServerPair, mode: Mode, attested: str, fence: bool, limit_bytes: int
+) -> None:
     """Judge everything that a promotion needs.
 
     Raises:
@@ -26,6 +33,7 @@ def judge(report: Report, pair: ServerPair, mode: Mode, attested: str, fence: bo
     _judge_roles(report, pair, mode)
     report.fail_if_critical()
     _judge_identity(report, pair)
+    _judge_branch(report, env, pair)
     _judge_replay(report, pair)
     if pair.fencing:
         judge_fencing(report, pair.fencing, attested, fence)
@@ -104,6 +112,26 @@ def _judge_identity(report: Report, pair: ServerPair) -> None:
         not apart,
         "run rejoin-standby, or promote the server on that timeline: the standby follows another one",
         value="; ".join(f"{name}: {found}" for name, found in apart.items()) or mine,
+        expected=f"{mine}, the standby's",
+    )
+
+
+def _judge_branch(report: Report, env: Environment, pair: ServerPair) -> None:
+    """The timeline in use, by the archive's record: after an undo a standby may be on the one that was left, and a dead
+    primary's files cannot always tell."""
+    if pair.course != "take over" or not env.has("backups"):
+        return
+    mine, problem = pair.will.timeline, ""
+    try:
+        in_use = number_in_use(env, "backups", pair.will.system)
+    except OpsError as error:
+        in_use, problem = pair.old_timeline, error.message
+    report.require(
+        "timeline in use",
+        in_use == mine,
+        "do not promote this standby: it lacks what was written on the timeline in use. Start the old primary, or run "
+        "full-restore, then rejoin-standby",
+        value=problem or in_use,
         expected=f"{mine}, the standby's",
     )
 
@@ -230,11 +258,9 @@ def missing_bytes(pair: ServerPair) -> int | None:
 
 
 def feeds_old_wal(pair: ServerPair) -> bool:
-    """Whether the standby replays a dead primary's own WAL: only that has acknowledged writes, or the checkpoint of a
-    clean shutdown. Writes that synchronous replication did not acknowledge are not worth the wait."""
-    if pair.course != "take over" or not missing_bytes(pair):
-        return False
-    return not is_synchronous(pair) or bool(pair.control and pair.control.shut_down)
+    """Whether the standby replays a dead primary's own WAL: it is on this host, and nothing else has all of it. With
+    synchronous replication too: a session may set synchronous_commit = local."""
+    return pair.course == "take over" and is_here(pair.new.host) and bool(missing_bytes(pair))
 
 
 def report_mode(report: Report, pair: ServerPair) -> None:
@@ -246,8 +272,11 @@ def report_mode(report: Report, pair: ServerPair) -> None:
         report.fact("position of the standby", f"{lsn_text(pair.will.written)} on timeline {pair.will.timeline}")
 
 
-def is_synchronous(pair: ServerPair) -> bool:
-    """Whether each acknowledged commit was on the disk of a server whose WAL is replayed here."""
+def is_synchronous(pair: ServerPair, unread: Collection[str] = ()) -> bool:
+    """Whether each acknowledged commit was on the disk of a server whose WAL is replayed here. `unread`: the names of
+    those whose WAL cannot be read."""
     names = parse_sync_names(pair.sync_names)
-    own = {pair.new.name.lower(), pair.wal.name.lower() if pair.wal else ""} - {""}
-    return bool(names.needed) and pair.sync_commit in WAITING and {name.lower() for name in names.names} <= own
+    asked = {name.lower() for name in names.names}
+    read = {pair.new.name.lower(), pair.wal.name.lower() if pair.wal else ""} - {"", *map(str.lower, unread)}
+    # Each commit waited for `needed` of the names: it is on one that was read, if fewer than that were not.
+    return pair.sync_commit in WAITING and "*" not in asked and names.needed > len(asked - read)

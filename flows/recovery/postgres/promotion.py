@@ -15,6 +15,7 @@ from blocks.services.service import DockerServices
 from flows.branch import record_branch
 from flows.database.waiting_commits import alone_act
 from flows.recovery.postgres.findings import feeds_old_wal
+from flows.recovery.postgres.gate import PromotionLoss, pass_promotion
 from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
@@ -88,11 +89,13 @@ def acts(env: Environment, pair: ServerPair) -> list[Act]:
 
 @dataclass(frozen=True)
 class Done:
-    """A promotion with its proofs. `kept_down`: whether the old primary's files are marked as a standby's."""
+    """A promotion with its proofs. `kept_down`: whether the old primary's files are marked as a standby's; `lost`: by
+    the gate."""
 
     fencing: Fencing
     kept_down: FenceEvidence
     fed: Fed
+    lost: PromotionLoss
     promoted: Promoted
 
 
@@ -113,7 +116,7 @@ def stop_and_promote(
         OpsError: it was not promoted. After a planned failover, a cancelled one too, the old primary takes writes
             again.
     """
-    planned = pair.course == "hand over"
+    planned, receives = pair.course == "hand over", _receives(env, pair)
     if planned:
         ledger.wait_for(address(pair.old), WRITE_SECONDS)
         checkpoint(pair.old)
@@ -127,18 +130,19 @@ def stop_and_promote(
             old = pair.old if feeds_old_wal(pair) else None
             clean = control if control and control.shut_down else None
             fed = feed.after(kept)(permit, Feeding(pair.new, pair.wal, clean, old))
+            lost = pass_promotion(report, pair, fed)
     except BaseException as error:
         if planned:  # this run stopped a primary that took writes
             _go_back(report, env, pair)
         elif isinstance(error, OpsError):
-            _let_go(report, env, pair)
+            _let_go(report, env, pair, receives=receives)
         raise
     if env.has("wal"):
         keep_numbers(env, pair.new, fed)
-    promoted = promote.after(fed)(permit, env.services, pair.old, pair.new, attested)
+    promoted = promote.after(lost)(permit, env.services, pair.old, pair.new, attested)
     phases.seconds["promote"] = promoted.seconds
     env.forget_roles()
-    return Done(promoted.fencing if promoted.fencing.proven else fencing, kept, fed, promoted)
+    return Done(promoted.fencing if promoted.fencing.proven else fencing, kept, fed, lost, promoted)
 
 
 def keep_numbers(env: Environment, standby: Postgres, fed: Fed) -> None:
@@ -190,11 +194,22 @@ def _go_back(report: Report, env: Environment, pair: ServerPair) -> None:
     )
 
 
-def _let_go(report: Report, env: Environment, pair: ServerPair) -> None:
+def _receives(env: Environment, pair: ServerPair) -> bool:
+    """Whether the WAL receiver's service runs."""
+    if not (pair.wal and pair.wal.service in env.services.names):
+        return False
+    with contextlib.suppress(OpsError):  # its host may be down
+        return env.services.is_running(pair.wal.service)
+    return False
+
+
+def _let_go(report: Report, env: Environment, pair: ServerPair, *, receives: bool) -> None:
     """Undo an unplanned failover that cannot continue: the old primary must take writes again when it is started. A
-    server that was a standby stays one."""
+    server that was a standby stays one. `receives`: the WAL receiver ran before."""
+    if receives and pair.wal:
+        start_receiver(env.services, pair.wal.service)
     control = read_control(pair.old)
-    if control is None or control.state in ("in archive recovery", "shut down in recovery"):
+    if control and control.was_standby:
         return
     with contextlib.suppress(OpsError):  # the run reports the error that led here
         allow_start(env.services, pair.old.service)

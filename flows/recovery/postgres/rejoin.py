@@ -9,14 +9,15 @@ from typing import Literal
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
+from flows.loss import loss_of, require_confirmed
 from flows.recovery.postgres.promotion import AGAIN, judge_receiver
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
-from tasks.failover.fencing import FENCE, allow_start, mark_standby
+from tasks.failover.fencing import FENCE, SIGNAL, allow_start, mark_standby, remove_signal
 from tasks.failover.member import ClusterMember, MemberControl, read_control, read_member
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -24,7 +25,6 @@ from tasks.failover.promotion import (
     make_slots,
     start_receiver,
     streams,
-    switched_at,
     wait_for_stream,
 )
 from tasks.failover.rejoin import (
@@ -32,15 +32,17 @@ from tasks.failover.rejoin import (
     Rejoined,
     configure,
     copy_anew,
+    parted_from,
     read_diverged,
     rewind,
     save_diverged,
     was_interrupted,
 )
-from tasks.failover.segments import Beyond
+from tasks.failover.segments import Beyond, read_commits
 from tasks.host.disk import disk_of, is_here
-from tasks.host.services import start_services, stop_services
+from tasks.host.services import StoppedServicesList, start_services, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, commit_together
+from tasks.postgres.tables.filenodes import read_database_names
 from tasks.wal.format.names import lsn_text
 
 Method = Literal["auto", "rewind", "base_backup"]
@@ -51,14 +53,14 @@ START_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class Joining:
-    """The server that is to follow `primary`. `parted_at`: where its timeline ended; 0 where the primary is still on
-    it. `diverged`: what its own WAL has after that; None where it cannot be read (`problem`)."""
+    """The server that is to follow `primary`. `parted_at`: where its history left the primary's; 0 where the primary
+    is still on its timeline. `diverged`: what its own WAL has after that; None where it cannot be read (`problem`)."""
 
     primary: Postgres
     node: Postgres
     state: ClusterMember
     control: MemberControl | None
-    parted_at: int
+    parted_at: int = 0
     diverged: Beyond | None = None
     problem: OpsError | None = None
 
@@ -81,22 +83,31 @@ def read_joining(primary: Postgres, node: Postgres) -> Joining:
         Unreachable: the primary is down.
     """
     control = read_control(node)
-    parted = switched_at(primary, control.timeline) if control else 0
-    joining = Joining(primary, node, read_member(node), control, parted)
-    if not (control and parted):
+    joining = Joining(primary, node, read_member(node), control)
+    if control is None:
         return joining
     try:
-        return replace(joining, diverged=read_diverged(node, control.timeline, parted))
+        parted = parted_from(primary, node, control)
+        joining = replace(joining, parted_at=parted)
+        return replace(joining, diverged=read_diverged(node, control.timeline, parted)) if parted else joining
+    except Unreachable:
+        raise
     except OpsError as error:
         return replace(joining, problem=error)
 
 
-def loss_of(joining: Joining) -> Loss:
+def diverged_loss(joining: Joining) -> Loss:
     """The commits that only the joining server has. They are saved as WAL first."""
-    part = address(joining.node)
-    if joining.problem or (joining.control is None and not joining.parted_at):
-        return Loss.not_known(part, joining.problem.message if joining.problem else "its data directory is unreadable")
-    return Loss(part, joining.diverged.commits if joining.diverged else 0)
+    node, control, problem = joining.node, joining.control, joining.problem
+    if control is None or problem:
+        why = problem.message if problem else f"{node.data_directory} is missing or cannot be read"
+        why = "a rewind of it was killed" if was_interrupted(node) else why
+        return Loss.not_known(address(node), why)
+    if not (joining.diverged and joining.diverged.commits):
+        return Loss(address(node))
+    pg_wal = Path(node.data_directory, "pg_wal")
+    lost, _ = read_commits(node, pg_wal, control.timeline, joining.parted_at)
+    return loss_of(address(node), lost, read_database_names(joining.primary))
 
 
 def is_joined(joining: Joining) -> bool:
@@ -232,8 +243,10 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     node, primary = joining.node, joining.primary
     state = f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet"
     report.state_is(state, AGAIN)
+    was_marked = Path(node.data_directory, SIGNAL).exists()
     signal = mark_standby(permit, node)  # first: its host may reboot at any time
     stopped = stop_services.after(signal)(env.services, [node.service])
+    joining = _pass(report, env, joining, stopped, was_marked=was_marked)
     made = make_slots.after(stopped)(primary, [node.slot])
     _save(report, permit, joining)
     done = _try_first(report, permit, joining, joining.method if method == "auto" else method, method)
@@ -248,6 +261,31 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     )
     report.passed("standby", value=f"{address(node)} streams from {address(primary)}")
     wait_for_all(report, permit, env, primary)
+
+
+def _pass(
+    report: Report, env: Environment, joining: Joining, stopped: StoppedServicesList, *, was_marked: bool
+) -> Joining:
+    """The gate: the server is stopped, and is read again, for it may have run since the plan. Returns what was read.
+
+    Raises:
+        LossExceeded: it has more commits than were confirmed. Nothing was replaced, and its service is as before.
+    """
+    node = joining.node
+    try:
+        found = read_joining(joining.primary, node)
+        loss = diverged_loss(found)
+        require_confirmed(report, loss)
+    except OpsError:
+        if stopped.were_running and was_marked:
+            start_services(env.services, [node.service])
+        elif not stopped.were_running and not was_marked:
+            remove_signal(node)  # one that ran as a second primary stays stopped
+        kept = f"{address(joining.primary)} takes writes; nothing of {address(node)} was replaced"
+        report.state_is(kept, "check the commits that only it has, then run this again for a new plan")
+        raise
+    report.loses(loss)
+    return found
 
 
 def _starts(env: Environment, joining: Joining, done: Rejoined, *, last: bool) -> bool:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from blocks.environment import Environment
-from flows.recovery.postgres.findings import is_synchronous
 from flows.recovery.postgres.pair import ServerPair
 from flows.recovery.postgres.promotion import Done, Phases
 from flows.recovery.postgres.rejoin import join_there
-from runbook.guard.loss import Loss
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
 from tasks.failover.ledger import WriteLoss
 from tasks.failover.member import read_member
-from tasks.failover.segments import Beyond
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address, read_synchrony
 from tasks.wal.format.names import lsn_text
@@ -61,40 +58,19 @@ def report_promotion(report: Report, pair: ServerPair, done: Done, attested: str
     )
 
 
-def report_loss(report: Report, pair: ServerPair, done: Done, left: Beyond | None, account: WriteLoss) -> None:
-    """Report the loss by the old primary's WAL, or by the replication mode where that cannot be read. `left`: what that
-    WAL has beyond the start of the new timeline."""
+def report_loss(report: Report, pair: ServerPair, done: Done, account: WriteLoss) -> None:
+    """Report the loss as the gate measured it before the promotion."""
     _report_ledger(report, pair, account)
-    part = pair.new.database
-    if left is not None and not left.commits:
-        report.loses(Loss(part))
-        more = f"; {left.bytes:,} bytes without a commit" if left.bytes else ""
-        report.fact("acknowledged writes lost", f"0 (proven: the old primary's WAL has no further commit{more})")
-        return
-    unread = any(source.problem for source in done.fed.sources)
-    by_mode = is_synchronous(pair) and not account.missing and not unread
-    only_there = (
-        f"{left.commits:,} transactions ({left.bytes:,} bytes) are only in the old primary's WAL" if left else ""
-    )
-    if by_mode:
-        why = f"0, by synchronous replication ({pair.sync_names}): all WAL of its standbys was replayed"
-        report.fact("acknowledged writes lost", why)
-        report.loses(Loss(part))
-        if only_there:
-            report.fact("never acknowledged", f"{only_there}: their clients still waited, unless they cancelled")
+    loss = done.lost.loss
+    report.loses(loss)
+    if loss.is_none:
+        report.fact("acknowledged writes lost", done.lost.evidence)
         return
     hint = "compare with the application's records of the time before the failure; rejoin-standby saves that WAL"
-    if left is None:
+    if loss.unknown:
         hint = "compare with the application's records of the time before the failure"
-    report.warn(
-        "acknowledged writes lost",
-        hint,
-        value=only_there or "unknown: the old primary's WAL cannot be read, and replication was not synchronous",
-        expected="0",
-    )
-    report.fact("acknowledged writes lost", f"at most {left.commits:,} transactions" if left else "unknown")
-    unproven = Loss.not_known(part, "the old primary's WAL cannot be read, and its commits waited for no standby")
-    report.loses(Loss(part, left.commits) if left else unproven)
+    report.warn("acknowledged writes lost", hint, value=loss.detail, expected="0")
+    report.fact("acknowledged writes lost", "unknown" if loss.unknown else f"at most {loss.count:,} transactions")
 
 
 def _report_ledger(report: Report, pair: ServerPair, account: WriteLoss) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
-from flows.recovery.gate import require_confirmed
+from flows.loss import require_confirmed
 from flows.recovery.redis.choice import choose, require_unchanged
 from flows.recovery.redis.findings import Mode, judge_dead, judge_living, judge_sentinels, report_servers
 from flows.recovery.redis.loss import (

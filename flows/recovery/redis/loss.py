@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.redis.server import Redis
-from flows.recovery.gate import require_confirmed
+from flows.loss import require_confirmed
 from runbook.guard.loss import Loss
 from runbook.report import Report
 from tasks.redis.failover.group import Group, GroupMember, LastSeen, read_last_seen, read_member

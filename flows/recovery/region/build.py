@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blocks.environment import START_ORDER, Environment
 from flows.database.gate import gate_of_backup
@@ -16,6 +16,7 @@ from flows.recovery.full.database_server import FoundServer
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import RestoreOption
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.host.services import read_services
@@ -23,7 +24,8 @@ from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import presence
 
-Finish = Callable[[], SystemServices]
+Finish = Callable[[Loss], SystemServices]
+"""Makes proven copies live, with the loss that the gate measured."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def prepare(region: Region, stack: contextlib.ExitStack) -> Finish:
 def _prepare_cluster(region: Region) -> Finish:
     run = ClusterRun(region.report, region.permit, region.env, region.options, region.chosen, region.strict)
     copies = cluster.build_copies(run, region.option)
-    return lambda: _make_cluster_live(run, copies)
+    return lambda loss: _make_cluster_live(replace(run, measured=loss), copies)
 
 
 def _make_cluster_live(run: ClusterRun, copies: ClusterCopies) -> SystemServices:
@@ -87,9 +89,10 @@ def _prepare_dump(region: Region, stack: contextlib.ExitStack) -> Finish:
     copies = build.build(report, permit, env, chosen, workers)
     build.prove(report, permit, env, chosen, copies, jobs=workers, strict=region.strict)
 
-    def finish() -> SystemServices:
+    def finish(loss: Loss) -> SystemServices:
         gate = gate_of_backup(report, env, chosen.database, live.oid)
         bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=False, gate=gate)
+        report.loses(loss)
         report_in_place(report, env, services.kept)
         bring_up.start(report, env, copies, services)
         return services

@@ -11,19 +11,21 @@ import argparse
 import contextlib
 import sys
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Annotated, get_args
+
+from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.application.files_gate import PART
 from flows.database import expectations
 from flows.database import restore_steps as database
-from flows.database.gate import require_confirmed
 from flows.launch import add_confirmation, launch
+from flows.loss import require_confirmed
 from flows.pinned import pin_database
 from flows.recovery.full import choose
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
-from flows.recovery.region import build, summary
+from flows.recovery.region import build, gate, summary
 from flows.recovery.region.build import Region
 from flows.recovery.region.summary import RegionPhases
 from flows.recovery.restore_option import RestoreOption
@@ -55,6 +57,7 @@ def region_failover(
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
+    timeline: Annotated[int, Field(ge=0, le=1_000_000)] = 0,
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -87,6 +90,7 @@ def region_failover(
         without: Parts to leave out. A part with neither backup nor existing data starts empty only if it is named here
         strict: Stop before users are switched over if the backup already violated expectations when it was taken
         accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
+        timeline: Timeline to follow. 0: the one in use
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
         confirm: Type the name of the environment to fail over to. Empty: only show the plan
@@ -107,29 +111,33 @@ def region_failover(
         fence = Fence(old, named_person(fenced_by))
         with phases.of("decision"):
             fence.judge(report, "before the plan")
-            options = RestoreOptions(report, env, source, backup)
+            options = RestoreOptions(report, env, source, backup, timeline=timeline)
             parts = Parts(without, tuple(accept))
             option, chosen = _choose(report, env, options, fence, parts)
         build.plan(report, env, option, chosen)
         users = f"{env.endpoint.file}: {env.application.url}, after everything is proven"
         report.plan("send users here", users, by=[send_users])
         pin_database(report, env.postgres)
+        loss = gate.measure.work(old, option, env.postgres.database)
+        if option.replay:
+            end = option.copy(env.postgres.database).end
+            report.pin_state("recovered WAL", option.replay.origin.chain.timeline.number, written=end)
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
-            (options.loss, *choose.losses_of_others(chosen)),
+            (loss, *choose.losses_of_others(chosen)),
             seconds_from(report.plan_steps, ""),
         )
         permit = report.permit(*_acts(env, chosen), effect=effect)
         report.state_is("nothing serves here, and no user is sent here", "fix the findings above, then run this again")
         fence.judge(report, "after the confirmation")
-        services = _restore(report, permit, env, options, option, chosen, parts, phases, strict=strict)
+        services, loss = _restore(report, permit, env, options, option, chosen, parts, phases, fence, strict=strict)
         with phases.of("switch"):
             fence.judge(report, "before users are sent here", services.last)
             sent = send_users.after(services.last)(permit, env.endpoint, env.application)
         report.state_is(f"users are sent to {env.name}", "fix the findings above; do not run this again")
         summary.report_switch(report, env, sent)
-        summary.report_loss(report, env, old, options.used or option)
+        summary.report_loss(report, env, old, options.used or option, loss)
         phases.report_results(report, env)
         summary.report_follow_up(report, env, old)
         report.outcome = f"{env.name} serves, and users are sent to it"
@@ -181,13 +189,15 @@ def _restore(
     chosen: choose.Chosen,
     parts: Parts,
     phases: RegionPhases,
+    fence: Fence,
     *,
     strict: bool,
-) -> SystemServices:
-    """Restore from the first option that passes its proof.
+) -> tuple[SystemServices, Loss]:
+    """Restore from the first option that passes its proof. Returns the loss too.
 
     Raises:
         OpsError: none does.
+        LossExceeded: more would be lost than was confirmed. Nothing here was replaced.
     """
     choice.ship_rest(report, env)
     while True:
@@ -203,14 +213,18 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
+        again = f"run this with backup={option.backup.name} and an empty confirm, and confirm what that plan says"
+        require_confirmed(report, gate.measure(fence.old, option, env.postgres.database), hint=again)
         chosen = parts.choose(report, env, option)
-        require_confirmed(report, options.loss, *choose.losses_of_others(chosen))
+        require_confirmed(report, *choose.losses_of_others(chosen), hint=again)
     options.used = options.used or option
     with ready, phases.of("bring up"):
-        services = finish()
+        fencing = fence.judge(report, "before the data is made live")
+        loss = gate.pass_region(report, env, fence.old, options.used, fencing)
+        services = finish(loss)
     mark_verified(report, option.backup)
     report.fail_if_critical()
-    return services
+    return services, loss
 
 
 def main() -> int:
@@ -225,6 +239,7 @@ def main() -> int:
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
+    parser.add_argument("--timeline", type=int, default=0, help="the timeline to follow; 0 is the one in use")
     add_confirmation(parser)
     return launch(region_failover, vars(parser.parse_args()))
 

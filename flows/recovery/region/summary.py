@@ -102,24 +102,27 @@ def judge_users(report: Report, env: Environment, old: Environment) -> bool:
     return here
 
 
-def report_loss(report: Report, env: Environment, old: Environment, option: RestoreOption) -> None:
-    """Bound the loss: the writes between the newest restored point and the failure, whose time is unknown here."""
-    lost = (report.started - option.newest).total_seconds()
+def report_loss(report: Report, env: Environment, old: Environment, option: RestoreOption, loss: Loss) -> None:
+    """Report the loss as the gate measured it, and compare it with the RPO. Where it is a bound, nobody here knows when
+    the old region failed."""
+    until = report.started if loss.since else loss.last or option.newest
+    lost = (until - option.newest).total_seconds()
     report.fact(
         "newest point restored",
         f"{clock.text(option.newest, 'microseconds')}, from {option.kind} ({option.backup.name})",
     )
-    report.loses(Loss.everything_since(env.postgres.database, option.newest))
-    report.fact(
-        "lost at most",
-        f"nothing committed up to that point; at most what was acknowledged in the {duration(lost)} after it, until "
-        f"this run found {old.name} dead ({clock.text(report.started)})",
-    )
-    report.fact(
-        "unknown",
-        f"when {old.name} failed, and what it acknowledged after the newest point: only its disks and its clients' "
-        "records show that",
-    )
+    report.loses(loss)
+    if loss.since:
+        report.fact(
+            "lost at most",
+            f"nothing committed up to that point; at most what was acknowledged in the {duration(lost)} after it, "
+            f"until this run found {old.name} dead ({clock.text(report.started)})",
+        )
+        report.fact(
+            "unknown",
+            f"when {old.name} failed, and what it acknowledged after the newest point: only its disks and its clients' "
+            "records show that",
+        )
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows import store as stores
-from flows.database.gate import require_confirmed
+from flows.loss import require_confirmed
 from flows.redis.backup import keep_live, seal
 from flows.redis.restore.findings import report_no_checksum
 from flows.redis.restore.steps import judge_preconditions

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
-from flows.recovery.gate import require_confirmed
+from flows.loss import require_confirmed
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.report import Report

@@ -106,11 +106,11 @@ def _lsn(line: str) -> int:
     return lsn_of(match[1]) if match else 0
 
 
-def read_committed(postgres: Postgres, files: Files, after: int) -> list[Committed]:
+def read_committed(postgres: Postgres, files: Files, after: int, until: int = MAXIMUM) -> list[Committed]:
     """Every transaction whose commit record begins after the LSN `after`, in consecutive segments of one history: the
     newest that there are. See `CommitReader.read`."""
     reader = CommitReader()
-    reader.read(postgres, files)
+    reader.read(postgres, files, until)
     return [one for one in reader.found if one.lsn > after]
 
 

@@ -24,12 +24,14 @@ from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from flows.recovery.region.failover import region_failover
 from lab.client import Lab
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.backups import codec, manifest
 from tasks.backups.manifest import MANIFEST, SEAL
+from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.destinations import archive_of
-from tasks.wal.format.names import SEGMENT_BYTES
+from tasks.wal.branch import timeline_in_use
+from tasks.wal.format.names import SEGMENT_BYTES, lsn_text
 from tests.fixtures import forked
 from tests.fixtures.bits import flip
 from tests.fixtures.postgres.shipped import commit, forget, wait_shipped
@@ -161,7 +163,11 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
         region_failover.fn(lost.region.name, source=lost.first.name, confirm=lost.region.name)
     plan = lost.plan()
     assert plan.status is Status.PLANNED
+    assert "writes of grc_db" not in plan.headline, "its primary's files are on this host, and have no further commit"
+    assert "writes of Redis of the last" in plan.headline
     assert lost.running() == set(), "a plan starts nothing"
+    with unreadable(lost):
+        assert "writes of grc_db of the last" in lost.plan().headline, "nobody here knows what it acknowledged"
     done = launch(lost)
     assert done.returncode == 0, done.stderr[-2000:]
     lost.require_serves("dump", "base", "wal")
@@ -172,7 +178,9 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
     assert report["status"] == "WARN", "there is no backup of it yet"
     facts = report["facts"]
     assert facts["database from"].startswith(f"base backup and WAL: {lost.backups['base']}")
-    assert "at most what was acknowledged in the" in facts["lost at most"]
+    (database,) = (loss for loss in report["losses"] if loss["part"] == "grc_db")
+    assert database["count"] == 0
+    assert "every write of Redis after" in facts["lost"]
     assert "attested for" in facts[f"fence of {lost.first.name}"]
     assert {"decision", "build and proof", "bring up", "switch"} <= set(facts)
     commit(lost.region.lab, "of its own")
@@ -180,6 +188,19 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
     assert again.returncode == 0
     assert "nothing was changed" in again.stdout
     lost.require_serves("dump", "base", "wal", "of its own")
+
+
+@contextmanager
+def unreadable(lost: Lost) -> Iterator[None]:
+    """The dead region's data directories are away, as on a host that cannot be reached."""
+    nodes = [Path(node.data_directory) for node in Environment.find(lost.first.name).nodes()]
+    for data in nodes:
+        data.rename(data.with_name(f"{data.name}.away"))
+    try:
+        yield
+    finally:
+        for data in nodes:
+            data.with_name(f"{data.name}.away").rename(data)
 
 
 @contextmanager
@@ -222,9 +243,12 @@ def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
             is_newest = base.name == lost.backups["base"]
             stack.enter_context(lacking(base, lost.users) if is_newest else spoiled(base / "base.tar.zst"))
         plan = lost.plan(accept=[ACCEPTED])
-        refused = launch(lost)
+        more = launch(lost)
         first = {row["name"]: row["value"] for row in lost.report()["findings"]}
-        done = launch(lost, "--accept", ACCEPTED)
+        assert f"backup={lost.backups['dump']}" in more.stderr, "the plan said that nothing is lost"
+        assert lost.running() == set()
+        refused = launch(lost, "--backup", lost.backups["dump"])
+        done = launch(lost, "--backup", lost.backups["dump"], "--accept", ACCEPTED)
     for base in bases:  # the bits are right again
         (lost.store("cluster") / ".verified" / f"{base.name}.json").unlink(missing_ok=True)
     assert refused.returncode == 1
@@ -233,7 +257,7 @@ def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     assert plan.facts["database from"].startswith(f"base backup and WAL: {lost.backups['base']}")
     report = lost.report()
     told = {row["name"]: row["value"] for row in report["findings"]}
-    assert lost.users in told[f"not used: {lost.backups['base']}"]
+    assert lost.users in first[f"not used: {lost.backups['base']}"]
     assert "SHA-256" in first[f"not used: {lost.backups['older']}"]
     assert report["facts"]["database from"].startswith(f"dump: {lost.backups['dump']}")
     assert told["accepted as not restored"] == ACCEPTED
@@ -278,6 +302,39 @@ def test_wal_behind_a_gap_is_given_up_by_name_only(lost: Lost) -> None:
         assert plan.status is Status.PLANNED, plan.sentence()
         assert name in finding(plan, "WAL without a gap")
     assert "WAL without a gap" not in {row.name for row in lost.plan().findings}
+
+
+@contextmanager
+def branches(lost: Lost, fork: int, *numbers: int) -> Iterator[Archive]:
+    """Timelines without a commit that left the one in use, in the archive that the region reads."""
+    archive = archive_of(Environment.find(lost.region.name), "backups", lost.cluster, lost.first.name)
+    before, listing = set(archive.place.names()), archive.listing()
+    parent = timeline_in_use(Environment.find(lost.first.name), archive, listing, lost.cluster, of=lost.first.name)
+    ends = (*parent.ancestors, (parent.number, fork))
+    text = "".join(f"{number}\t{lsn_text(end)}\tno recovery target specified\n" for number, end in ends)
+    try:
+        for number in numbers:
+            archive.put(f"{number:08X}.history", text.encode())
+        yield archive
+    finally:
+        archive.place.remove(sorted(set(archive.place.names()) - before))
+
+
+def test_the_timeline_that_a_person_names_is_followed(lost: Lost) -> None:
+    """The archive's record names one that was left before the last write; or two may be in use, and the run asks."""
+    whole = lost.plan()
+    number = whole.pins["timeline"]
+    with branches(lost, lost.before_wal, 90) as archive:
+        archive.note_in_use(90)
+        assert lost.plan().pins.get("timeline") != number
+        named = lost.plan(timeline=number)
+        assert named.pins["timeline"] == number
+        assert point(named) == point(whole)
+    with branches(lost, lost.before_wal + (1 << 40), 90, 91):
+        with pytest.raises(OpsError, match="unknown which timeline is in use") as caught:
+            lost.plan()
+        assert "timeline=…" in str(caught.value)
+        assert point(lost.plan(timeline=number)) == point(whole)
 
 
 def point(report: Report) -> datetime:
