@@ -14,6 +14,7 @@ from pathlib import Path
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from tasks.host.disk import is_here
 
 _SLOT = struct.Struct("<64sI")  # name, database's OID (0: a physical slot), after magic, CRC, version and length
 _SLOT_AT = 16
@@ -39,6 +40,8 @@ def read_slots(postgres: Postgres) -> tuple[ReplacedSlot, ...]:
             connection, "SELECT slot_name, database IS NOT NULL FROM pg_replication_slots WHERE NOT temporary"
         )
         return tuple(ReplacedSlot(str(name), bool(logical)) for name, logical in sorted(rows))
+    if not is_here(postgres.host):
+        raise OpsError(f"{postgres.host} does not answer", "compare with its subscribers, once it runs again")
     try:
         states = [path.read_bytes() for path in sorted(Path(postgres.data_directory, "pg_replslot").glob("*/state"))]
     except OSError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from blocks.environment import Environment
+from flows.recovery.point.server_state import SLOTS
 from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from runbook.units import size
+from runbook.units import first_of, size
+from tasks.cluster.replaced import read_slots
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
 from tasks.failover.fencing import Fencing
 from tasks.failover.member import find_lost_overrides
@@ -40,6 +42,8 @@ def judge(
         _judge_silence(report, pair, fence)
     _judge_lag(report, pair, limit_bytes)
     _judge_overrides(report, pair)
+    own = {pair.new.slot, pair.old.slot, pair.wal.slot if pair.wal else ""}  # the run makes them
+    _judge_slots(report, pair, own)
     report_mode(report, pair)
     report.fail_if_critical()
 
@@ -239,6 +243,27 @@ def _judge_overrides(report: Report, pair: ServerPair) -> None:
             f"the setting {name}",
             f"ALTER SYSTEM SET {name} on {address(pair.new)} too, and reload it",
             value=f"{shown}: ALTER SYSTEM changed it on {address(pair.old)} only",
+        )
+
+
+def _judge_slots(report: Report, pair: ServerPair, own: Collection[str]) -> None:
+    """A standby has the slots that are synchronized to it; a promotion drops the others without a word.
+
+    https://www.postgresql.org/docs/current/logicaldecoding-explanation.html#LOGICALDECODING-REPLICATION-SLOTS-SYNCHRONIZATION
+    """
+    try:
+        kept = {slot.name for slot in read_slots(pair.new)}
+        lost = [slot for slot in read_slots(pair.old) if slot.name not in {*kept, *own}]
+    except OpsError as error:
+        report.warn(SLOTS, error.hint, value=f"not known: {error.message}")
+        return
+    if lost:
+        report.warn(
+            SLOTS,
+            "create them again on the new primary; a logical subscriber needs a new copy of its tables, or "
+            "sync_replication_slots (PostgreSQL 17 or newer) before the failover",
+            value=first_of([f"{one.name} ({'logical' if one.is_logical else 'physical'})" for one in lost], 10),
+            expected=f"none that {address(pair.new)} lacks",
         )
 
 

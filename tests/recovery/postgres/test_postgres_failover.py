@@ -275,7 +275,8 @@ def test_a_receiver_that_is_behind_takes_nothing_from_the_standby(cluster: Clust
 
 
 @pytest.mark.parametrize("mode", ["planned", "unplanned"])
-def test_a_setting_of_alter_system_that_the_standby_lacks_is_named(cluster: Cluster, mode: str) -> None:
+def test_a_setting_and_a_slot_that_the_standby_lacks_are_named(cluster: Cluster, mode: str) -> None:
+    cluster.sql("postgres", "SELECT pg_create_physical_replication_slot('consumer', true)")
     for server, name, value in (("postgres", "work_mem", "6MB"), ("postgres", "jit", "off"), ("standby", "jit", "off")):
         cluster.sql(server, f"ALTER SYSTEM SET {name} = '{value}'")
         cluster.sql(server, "SELECT pg_reload_conf()")
@@ -286,3 +287,4 @@ def test_a_setting_of_alter_system_that_the_standby_lacks_is_named(cluster: Clus
     named = [one for one in report.findings if one.name.startswith("the setting ")]
     assert [one.name for one in named] == ["the setting work_mem"]
     assert named[0].value.startswith("6144 → 4096: ")
+    assert finding(report, "replication slots").startswith("WARN consumer (physical)")
