@@ -49,7 +49,7 @@ def planned_loss(directory: Path, changes: Changes, since: datetime | None) -> L
     found = _counted(directory, changes, Loss(PART, as_of=as_of))
     if not found.unknown:
         return replace(found, later=0, as_of=as_of)
-    return Loss.everything_since(PART, since, None, "change") if since else found
+    return Loss.everything_since(PART, since, None, "changed file") if since else found
 
 
 def pass_files(report: Report, env: Environment, directory: Path, changes: Changes) -> Loss:
@@ -88,4 +88,4 @@ def _counted(directory: Path, changes: Changes, planned: Loss) -> Loss:
     times = sorted(found.values())
     first, last = (times[0], times[-1]) if times else (None, None)
     later = sum(planned.as_of is not None and at > planned.as_of for at in times)
-    return Loss(PART, len(times), "change", first=first, last=last, later=later)
+    return Loss(PART, len(times), "changed file", first=first, last=last, later=later)

@@ -222,7 +222,7 @@ def _gate(report: Report, env: Environment, chosen: RestorableDatabase, live: Id
     name = env.postgres.database
     if chosen.backup:
         return gate_of_backup(report, env, chosen.backup, live.oid)
-    unknown = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
+    unknown = Loss.not_known(name, "a foreign dump does not say when it began")
     return DatabaseGate(report, env, DatabaseCopy(name, 0, 0, ()), otherwise=lambda _: unknown)
 
 

@@ -81,7 +81,7 @@ def choose_backup(
     if not backup.verified and not backup.failed:
         report.fact("verified", f"{backup.name} was not yet; this run proves its own restore")
     judge_expectations(report, backup, strict=strict)
-    hint = "choose a newer backup if there is one: every later write is lost"
+    hint = "choose a newer backup if there is one"
     report.judge(metrics.BACKUP_AGE, backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)
     report.fail_if_critical()

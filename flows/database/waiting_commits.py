@@ -11,10 +11,22 @@ from tasks.postgres.replication.synchronous import ALONE, address, commit_alone,
 
 # A standby or WAL receiver reconnects within 5 s of the primary's start; on a busy host it takes longer.
 ATTACH_SECONDS = 30.0
-LEFT_BEHIND = (
-    "run rejoin-standby to reattach the standby and the WAL receiver; commits wait for them again afterwards. Until "
-    "then a failure of this server loses every write since the newest backup"
-)
+
+
+def reattaching(env: Environment) -> str:
+    """The next step where the standby and the WAL receiver do not follow the server any more."""
+    if env.has("standby"):
+        return (
+            "run rejoin-standby to reattach the standby and the WAL receiver; commits wait for them again afterwards. "
+            "Until then a failure of this server loses every write since the newest backup"
+        )
+    return (
+        f"move {env.wal.directory} aside and start the WAL receiver, then run backup-cluster, and ALTER SYSTEM RESET "
+        "synchronous_standby_names if it was overridden. Until then a failure of this server loses every write since "
+        "the newest backup"
+        if env.has("wal")
+        else "start its standby, then ALTER SYSTEM RESET synchronous_standby_names"
+    )
 
 
 def alone_act(env: Environment) -> Act:
@@ -50,7 +62,7 @@ def free_commits(report: Report, permit: Permit, env: Environment, *, after: obj
     commit_alone.after(found)(permit, env.postgres)
     report.warn(
         "commits wait for no standby",
-        LEFT_BEHIND,
+        reattaching(env),
         value="synchronous_standby_names was overridden: no standby is connected",
         expected=found.names,
     )

@@ -93,8 +93,8 @@ def full_restore(
     restores is not stopped. Clients find the restored master at once; a replica that does not follow is named
     (reattach-redis).
 
-    Live files are kept too if none of the backup's entries is missing or was altered without being written.
-    `files_source=backup` sets them back to their backup.
+    Live files are kept too, unless one was altered without being written, a directory has lost all its files, or more
+    than `backup.shrunk_ratio` of the backup's paths are missing. `files_source=backup` sets them back to their backup.
 
     An unreachable store ends the run: it may hold backups. If Redis or the files have neither a backup nor live data,
     `without` must name them, and they start empty.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from runbook.units import first_of
 from tasks.application.files import directory_of
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup
@@ -22,11 +24,16 @@ from tasks.backups.entries import ArchiveEntry
 
 @dataclass(frozen=True)
 class LiveFiles:
-    """`problems`: entries of the backup that are missing, or that changed without being written: as sentences.
-    `written`: the paths that are new or were written since the backup; a restore of it would lose them."""
+    """`problems`: entries of the backup that changed without being written, or that the directory is missing, as
+    sentences. `written`: the paths that are new or were written since the backup; a restore of it would lose them.
+    `missing`: entries that are not there, of `entries` in the backup. `emptied`: directories that lost all of several
+    entries: users delete files, accidents delete directories."""
 
     problems: tuple[str, ...]
-    written: tuple[str, ...]
+    written: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    entries: int = 0
+    emptied: tuple[str, ...] = ()
 
 
 @probe
@@ -39,10 +46,10 @@ def read_live_files(application: Application, backup: Backup) -> LiveFiles:
     """
     directory, entries = directory_of(application), listing.entries_of(backup.manifest)
     if not directory.is_dir():
-        return LiveFiles((f"{directory} is missing",), ())
+        return LiveFiles((f"{directory} is missing",))
     named = {entry.path: entry for entry in entries}
     live = {listing.shown(path.relative_to(directory).as_posix()): path for path in listing.walk(directory)}
-    problems = [f"{path} is missing" for path in named if path not in live and path != "."]
+    missing, problems = [path for path in named if path not in live and path != "."], list[str]()
     written = [path for path in live if path not in named]
     both = [(live[path], entry) for path, entry in named.items() if path in live]
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -53,7 +60,16 @@ def read_live_files(application: Application, backup: Backup) -> LiveFiles:
                 written.append(entry.path)
             else:
                 problems.append(f"{entry.path} was altered without being written: {differs[0]}")
-    return LiveFiles(tuple(problems), tuple(sorted(written)))
+    emptied = _emptied(named, missing)
+    return LiveFiles(tuple(problems), tuple(sorted(written)), tuple(missing), len(entries), emptied)
+
+
+def _emptied(entries: Collection[str], missing: Collection[str]) -> tuple[str, ...]:
+    """The directories of a backup that lost all of several entries."""
+    before, lost = (
+        Counter(PurePosixPath(path).parent for path in paths if path != ".") for paths in (entries, missing)
+    )
+    return tuple(str(directory) for directory, count in lost.items() if count > 1 and count == before[directory])
 
 
 @probe
@@ -63,10 +79,13 @@ def read_changes(directory: Path, backup: Backup) -> Mapping[str, datetime]:
 
     Raises:
         VerificationFailed: the manifest lists no files.
+        OpsError: files were deleted by the directory: nobody knows which changes were among them.
         OSError: the directory cannot be read.
     """
     named = {entry.path: entry for entry in listing.entries_of(backup.manifest)}
     files = {name: (path, found) for name, path, found in _files(directory)}
+    if emptied := _emptied(named, [name for name in named if name not in files and not (directory / name).exists()]):
+        raise OpsError(f"all files of {first_of(emptied)} are missing, and what was changed among them is not known")
     changed = {name: _changed_at(found) for name, (_, found) in files.items()}
     both = [name for name, at in changed.items() if name in named and at > backup.manifest.taken]
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -283,7 +283,7 @@ def test_the_changes_that_a_restore_loses_are_counted_with_their_times(live: Pat
     (live / "main.py").touch()
     (live / "uploads" / "new.pdf").write_text("written since the backup")
     plan = restore_files.fn(NAME)
-    assert "1 change of the files is lost (" in plan.headline, plan.headline
+    assert "1 changed file of the files is lost (" in plan.headline, plan.headline
     assert "later writes are added" in plan.headline
     written = dict[str, float]()
 
@@ -323,7 +323,9 @@ def test_a_restore_that_would_lose_more_than_its_plan_said_replaces_nothing(
     (other / "uploads" / "cv.pdf").write_text("written since the backup")
     time.sleep(0.2)
     meanwhile(monkeypatch, lambda: another_tree(live))
-    with pytest.raises(RunbookFailed, match="1 change of the files is lost .*, but the plan said: 0 changes"):
+    with pytest.raises(
+        RunbookFailed, match="1 changed file of the files is lost .*, but the plan said: 0 changed files"
+    ):
         restore_files.fn(NAME, confirm=NAME)
     assert (live / "uploads" / "cv.pdf").read_text() == "written since the backup"
     assert superseded_files(toml.environment(NAME).application) == []
@@ -339,18 +341,20 @@ def test_an_undo_that_would_lose_more_than_its_plan_said_replaces_nothing(
     backup_files.fn(NAME)
     restore_files.fn(NAME, confirm=NAME)
     plan = undo_restore_files.fn(NAME)
-    assert "0 changes of the files are lost as of" in plan.headline, plan.headline
+    assert "0 changed files of the files are lost as of" in plan.headline, plan.headline
     time.sleep(1.1)  # the name of the replaced directory has whole seconds
     (live / "main.py").write_text("print('since')\n")
     plan = undo_restore_files.fn(NAME)
-    assert "1 change of the files is lost (" in plan.headline, plan.headline
+    assert "1 changed file of the files is lost (" in plan.headline, plan.headline
     other = live.with_name("other")
     shutil.copytree(live, other, symlinks=True)
     (other / "uploads" / "new.pdf").write_text("written since the restore")
     time.sleep(0.2)
     with monkeypatch.context() as patch:
         meanwhile(patch, lambda: another_tree(live))
-        with pytest.raises(RunbookFailed, match="changes of the files are lost .*, but the plan said: 1 change"):
+        with pytest.raises(
+            RunbookFailed, match="changed files of the files are lost .*, but the plan said: 1 changed file"
+        ):
             undo_restore_files.fn(NAME, confirm=NAME)
     assert (live / "uploads" / "new.pdf").exists()
     loss = undo_restore_files.fn(NAME, confirm=NAME).losses["the files"]

@@ -27,7 +27,7 @@ from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
-from runbook.units import counted, size
+from runbook.units import counted, first_of, size
 from tasks.application.connection_string import SWITCH
 from tasks.application.live_files import LiveFiles, read_live_files
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
@@ -324,23 +324,27 @@ def _choose_redis(
 def _live_files(
     report: Report, env: Environment, backup: Backup, source: FilesSource, *, latest: bool
 ) -> LiveFiles | None:
-    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored."""
+    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored.
+
+    A file that users deleted is no damage; it is named. A directory that lost all its files is, and so is a share above
+    `backup.shrunk_ratio` of the backup's paths."""
     if source == "backup" or (source == "auto" and not latest):
         return None
     found = read_live_files(env.application, backup)
-    if found.problems and source == "live":
-        report.warn(
-            "live files",
-            "nothing to do: files_source=live keeps them; files_source=backup restores the backup",
-            value="; ".join(found.problems[:3]),
-            expected=f"every entry of {backup.name}",
-        )
-    elif found.problems:
+    gone = [f"{len(found.missing):,} of {found.entries:,} paths are missing: {first_of(found.missing)}"] * bool(
+        found.missing
+    )
+    emptied = found.emptied or len(found.missing) > report.limit(metrics.BACKUP_SHRUNK)[0] * found.entries
+    expected = f"every entry of {backup.name}"
+    if (found.problems or emptied) and source == "auto":
         hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
-        report.warn("live files", hint, value="; ".join(found.problems[:3]), expected=f"every entry of {backup.name}")
+        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
         return None
-    if not found.problems:
-        report.passed("live files intact", value=f"every entry of {backup.name}", expected="none missing or altered")
+    if found.problems or gone:
+        hint = "files_source=backup restores the backup; or copy single files out of it after this run"
+        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
+    else:
+        report.passed("live files intact", value=expected, expected="none missing or altered")
     since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
     report.fact(
         BACKUP_OF["files"],

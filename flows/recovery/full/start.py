@@ -10,7 +10,7 @@ from blocks.environment import Environment
 from blocks.postgres.refusals import Starting
 from blocks.postgres.server import Postgres
 from flows.database import restore_steps as database
-from flows.database.waiting_commits import LEFT_BEHIND
+from flows.database.waiting_commits import reattaching
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Permit
 from runbook.report import Report
@@ -103,7 +103,7 @@ def create_and_start(report: Report, permit: Permit, env: Environment) -> None:
 def _leave_receiver(report: Report, env: Environment) -> None:
     """Keep the WAL of a new cluster apart from that of the lost one, which a restore to a point may still need."""
     if env.has("standby") or env.has("wal"):
-        report.warn("standby and WAL receiver", LEFT_BEHIND, value="out of date: they belong to the lost cluster")
+        report.warn("standby and WAL receiver", reattaching(env), value="out of date: they belong to the lost cluster")
     if env.has("wal") and env.wal.service in env.services.names:
         stop_services(env.services, [env.wal.service])
 

@@ -114,19 +114,14 @@ def report_loss(report: Report, env: Environment, old: Environment, option: Rest
     report.loses(loss)
     if loss.since:
         report.fact(
-            "lost at most",
-            f"nothing committed up to that point; at most what was acknowledged in the {duration(lost)} after it, "
-            f"until this run found {old.name} dead ({clock.text(report.started)})",
-        )
-        report.fact(
             "unknown",
-            f"when {old.name} failed, and what it acknowledged after the newest point: only its disks and its clients' "
-            "records show that",
+            f"when {old.name} failed (this run found it dead at {clock.text(report.started)}), and what it "
+            "acknowledged after the newest point: only its disks and its clients' records show that",
         )
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,
-        "keep the old region's disks unchanged: this much is lost if it took writes until this run",
+        "keep the old region's disks unchanged: they have what it acknowledged until this run",
         value=f"at most {duration(lost)}",
         expected=f"at most {duration(env.rpo_seconds)}",
     )
@@ -184,8 +179,8 @@ def report_follow_up(report: Report, env: Environment, old: Environment) -> None
         )
     report.warn(
         f"the old region {old.name}",
-        "disable its services before its hosts are switched on. Keep its disks: they have the writes that are lost "
-        "here. Failback: docs/region-failover.md",
+        "disable its services before its hosts are switched on. Keep its disks: they have the missing "
+        "writes. Failback: docs/region-failover.md",
         value="it takes writes again when its services start",
         expected="no service starts",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 
@@ -178,7 +179,8 @@ def test_intact_live_files_stay_as_they_are(backed_up: Cluster) -> None:
     """A file that was uploaded after the backup is not lost, and its row is there; altered files go back."""
     files = backed_up.root / "opt" / "grc"
     (files / "uploads").mkdir()
-    (files / "uploads" / "old.png").write_bytes(b"old")
+    for name in ("old.png", "older.png"):
+        (files / "uploads" / name).write_bytes(b"old")
     backup_files.fn(NAME)
     (files / "uploads" / "new.png").write_bytes(b"new")
     report = restored(method="cluster")
@@ -188,8 +190,15 @@ def test_intact_live_files_stay_as_they_are(backed_up: Cluster) -> None:
 
     (files / "uploads" / "old.png").unlink()
     plan = full_restore.fn(NAME)
-    assert "1 change of the files is lost (" in plan.headline, plan.headline
-    assert "old.png is missing" in next(one.value for one in plan.findings if one.name == "live files")
+    assert "the files" not in [loss.part for loss in plan.effect.lost], "users delete files"
+    seen = next(one.value for one in plan.findings if one.name == "live files")
+    assert re.fullmatch(r"1 of \d+ paths are missing: uploads/old.png", seen)
+
+    for path in (files / "uploads").iterdir():
+        path.unlink()
+    (files / "new.png").write_bytes(b"new")
+    plan = full_restore.fn(NAME)
+    assert "writes of the files of the last" in plan.headline, plan.headline
 
 
 def test_files_that_would_lose_more_than_the_plan_said_keep_the_database_as_well(
@@ -214,8 +223,10 @@ def test_files_that_would_lose_more_than_the_plan_said_keep_the_database_as_well
         other.rename(files)
 
     monkeypatch.setattr(build, "prove", proven)
-    with pytest.raises(RunbookFailed, match="1 change of the files is lost .*, but the plan said: 0 changes"):
-        restored(method="dump")
+    with pytest.raises(
+        RunbookFailed, match="1 changed file of the files is lost .*, but the plan said: 0 changed files"
+    ):
+        restored(method="dump", files_source="backup")
     assert (files / "uploads" / "new.png").read_bytes() == b"new"
     assert backed_up.sql("postgres", "SELECT id FROM later") == [(7,)]
     assert backed_up.supervisor.services()[PROGRAMS["postgres"]].state == "RUNNING"
