@@ -11,19 +11,22 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from blocks.environment import Environment
 from flows.loss import planned_loss_of, require_confirmed
-from runbook import clock
+from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.guard.loss import Loss
 from runbook.report import Report
+from runbook.units import counted, first_of
 from tasks.application.files import directory_of
-from tasks.application.live_files import read_changes
+from tasks.application.live_files import LiveFiles, read_changes, read_live_files
 from tasks.backups.catalogue import Backup
 from tasks.host.services import read_services
 
 PART = "the files"
+FilesSource = Literal["auto", "backup", "live"]
 USERS = ("backend", "frontend")
 """The services that use the application's directory."""
 TICK = timedelta(milliseconds=100)
@@ -89,3 +92,36 @@ def _counted(directory: Path, changes: Changes, planned: Loss) -> Loss:
     first, last = (times[0], times[-1]) if times else (None, None)
     later = sum(planned.as_of is not None and at > planned.as_of for at in times)
     return Loss(PART, len(times), "changed file", first=first, last=last, later=later)
+
+
+def choose_live_files(
+    report: Report, env: Environment, backup: Backup, source: FilesSource, *, latest: bool
+) -> LiveFiles | None:
+    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored.
+
+    A file that users deleted is no damage; it is named. A directory that lost all its files is, and so is a share above
+    `backup.shrunk_ratio` of the backup's paths."""
+    if source == "backup" or (source == "auto" and not latest):
+        return None
+    found = read_live_files(env.application, backup)
+    gone = [f"{len(found.missing):,} of {found.entries:,} paths are missing: {first_of(found.missing)}"] * bool(
+        found.missing
+    )
+    emptied = found.emptied or len(found.missing) > report.limit(metrics.BACKUP_SHRUNK)[0] * found.entries
+    expected = f"every entry of {backup.name}"
+    if (found.problems or emptied) and source == "auto":
+        hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
+        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
+        return None
+    if found.problems or gone:
+        hint = "files_source=backup restores the backup; or copy single files out of it after this run"
+        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
+    else:
+        report.passed("live files intact", value=expected, expected="none missing or altered")
+    since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
+    report.fact(
+        "files backup",
+        f"{backup.name}: not needed, the live files are kept ({since}); files_source=backup restores it",
+    )
+    report.table("Live files written since their backup", ("path",), [(path,) for path in found.written], most=50)
+    return found

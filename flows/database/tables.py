@@ -16,7 +16,7 @@ from blocks.environment import Environment, Stores
 from flows.database import restore_steps
 from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup
-from flows.database.restore import NEWEST
+from flows.database.undo_restore import NEWEST
 from flows.pinned import pin_database
 from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
+from flows.application.files_gate import FilesSource
 from flows.database import expectations
 from flows.database.gate import gate_of_backup
 from flows.database.superseded import discard_surplus
@@ -52,7 +53,7 @@ def full_restore(
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
     redis_source: RedisSource = "auto",
-    files_source: choose.FilesSource = "auto",
+    files_source: FilesSource = "auto",
     strict: bool = False,
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     databases: list[str] = [],  # noqa: B006 (likewise)
@@ -199,7 +200,7 @@ def main() -> int:
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--redis-source", default="auto", choices=get_args(RedisSource), help="where Redis's data is")
-    parser.add_argument("--files-source", default="auto", choices=get_args(choose.FilesSource), help="which files")
+    parser.add_argument("--files-source", default="auto", choices=get_args(FilesSource), help="which files")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--databases", nargs="*", default=[], help="other databases that may be set back too")

@@ -15,12 +15,13 @@ import psycopg
 import pytest
 
 from flows.database.backup import backup_database, verify_backup
-from flows.database.restore import restore_database, undo_restore
+from flows.database.restore import restore_database
 from flows.database.server import connections
 from flows.database.server.connections import check_connections, check_pool_settings, close_idle_connections
 from flows.database.server.corruption import check_corruption
 from flows.database.server.replication import check_replication
 from flows.database.server.settings import apply_postgres_settings, check_postgres_settings, undo_postgres_settings
+from flows.database.undo_restore import undo_restore
 from flows.database.upkeep.indexes import check_indexes, rebuild_indexes
 from flows.database.upkeep.vacuum import check_autovacuum, vacuum_database
 from runbook import kinds

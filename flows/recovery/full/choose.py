@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
 from blocks.redis.server import Redis
-from flows.application.files_gate import planned_loss_since
+from flows.application.files_gate import FilesSource, choose_live_files, planned_loss_since
 from flows.database import restore_steps as database
 from flows.database.gate import DatabaseGate
 from flows.database.waiting_commits import alone_act
@@ -27,9 +27,9 @@ from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
-from runbook.units import counted, first_of, size
+from runbook.units import size
 from tasks.application.connection_string import SWITCH
-from tasks.application.live_files import LiveFiles, read_live_files
+from tasks.application.live_files import LiveFiles
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
@@ -47,7 +47,6 @@ from tasks.redis.topology.topology import ReplicationTopology, read_topology
 from tasks.stores.store import Store
 
 Part = Literal["redis", "files"]
-FilesSource = Literal["auto", "backup", "live"]
 BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 
 
@@ -259,7 +258,7 @@ def choose_others(
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
-    files_kept = _live_files(report, env, files, files_source, latest=latest) if files else None
+    files_kept = choose_live_files(report, env, files, files_source, latest=latest) if files else None
     if files_kept:
         files = None
     if files:
@@ -319,39 +318,6 @@ def _choose_redis(
         return OtherParts(backup, redis_fitness=judged_backup, redis_topology=around, redis_live=judged)
     left = live.is_dir() and answers(env.redis)
     return OtherParts(redis_topology=None if left else around, redis_left=left)
-
-
-def _live_files(
-    report: Report, env: Environment, backup: Backup, source: FilesSource, *, latest: bool
-) -> LiveFiles | None:
-    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored.
-
-    A file that users deleted is no damage; it is named. A directory that lost all its files is, and so is a share above
-    `backup.shrunk_ratio` of the backup's paths."""
-    if source == "backup" or (source == "auto" and not latest):
-        return None
-    found = read_live_files(env.application, backup)
-    gone = [f"{len(found.missing):,} of {found.entries:,} paths are missing: {first_of(found.missing)}"] * bool(
-        found.missing
-    )
-    emptied = found.emptied or len(found.missing) > report.limit(metrics.BACKUP_SHRUNK)[0] * found.entries
-    expected = f"every entry of {backup.name}"
-    if (found.problems or emptied) and source == "auto":
-        hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
-        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
-        return None
-    if found.problems or gone:
-        hint = "files_source=backup restores the backup; or copy single files out of it after this run"
-        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
-    else:
-        report.passed("live files intact", value=expected, expected="none missing or altered")
-    since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
-    report.fact(
-        BACKUP_OF["files"],
-        f"{backup.name}: not needed, the live files are kept ({since}); files_source=backup restores it",
-    )
-    report.table("Live files written since their backup", ("path",), [(path,) for path in found.written], most=50)
-    return found
 
 
 def captured(report: Report, permit: Permit, env: Environment, chosen: Parts, live: LiveRedis | None) -> Parts:

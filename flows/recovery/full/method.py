@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.postgres.refusals import Starting
+from flows.application.files_gate import FilesSource
 from flows.database import restore_steps as database
 from flows.loss import require_confirmed
 from flows.pinned import pin_database
@@ -65,7 +66,7 @@ class ClusterParameters:
     databases: Sequence[str]
     before: str
     redis_source: RedisSource
-    files_source: choose.FilesSource
+    files_source: FilesSource
     jobs: int
     advance: bool
     accept: Sequence[str]

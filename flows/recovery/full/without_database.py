@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from blocks.environment import START_ORDER, Environment, Stores
+from flows.application.files_gate import FilesSource
 from flows.recovery.full import bring_up, build, choose
 from flows.recovery.full.choose import OtherParts
 from flows.recovery.full.database_server import FoundServer, judge_roles, redis_role
@@ -32,7 +33,7 @@ def restore(
     source: Stores,
     without: Sequence[choose.Part],
     redis_source: RedisSource,
-    files_source: choose.FilesSource,
+    files_source: FilesSource,
     stop_services: str,
 ) -> None:
     """Plan, build and prove staged copies, swap them, and start the services.

@@ -14,8 +14,9 @@ from flows.database import restore as database_restore
 from flows.database import restore_steps, tables
 from flows.database.backup import backup_database
 from flows.database.gate import gate_of_backup
-from flows.database.restore import restore_database, undo_restore
+from flows.database.restore import restore_database
 from flows.database.tables import restore_tables, undo_restore_tables
+from flows.database.undo_restore import undo_restore
 from runbook.errors import LossExceeded, RunbookFailed
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss

@@ -19,8 +19,9 @@ import pytest
 
 from blocks.environment import Environment
 from flows.database.backup import backup_database
-from flows.database.restore import choose_superseded, restore_database, undo_restore
+from flows.database.restore import restore_database
 from flows.database.superseded import discard_superseded, find_kept_data
+from flows.database.undo_restore import choose_superseded, undo_restore
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.carried_out import CarriedOut

@@ -10,7 +10,8 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
-from flows.database.restore import restore_database, undo_restore
+from flows.database.restore import restore_database
+from flows.database.undo_restore import undo_restore
 from flows.recovery.forensics.salvage import salvage_writes
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError

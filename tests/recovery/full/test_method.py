@@ -18,7 +18,7 @@ import pytest
 from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
-from flows.database.restore import undo_restore
+from flows.database.undo_restore import undo_restore
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
 from flows.recovery.options import RestoreOptions
