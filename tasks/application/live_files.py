@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
 from blocks.places import Application
+from runbook import metrics
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.units import first_of
@@ -84,8 +85,9 @@ def read_changes(directory: Path, backup: Backup) -> Mapping[str, datetime]:
     """
     named = {entry.path: entry for entry in listing.entries_of(backup.manifest)}
     files = {name: (path, found) for name, path, found in _files(directory)}
-    if emptied := _emptied(named, [name for name in named if name not in files and not (directory / name).exists()]):
-        raise OpsError(f"all files of {first_of(emptied)} are missing, and what was changed among them is not known")
+    missing = [name for name in named if name not in files and not (directory / name).exists()]
+    if _emptied(named, missing) or len(missing) > metrics.BACKUP_SHRUNK.warn * len(named):
+        raise OpsError(f"{first_of(missing)} are missing, and what was changed among the deleted files is not known")
     changed = {name: _changed_at(found) for name, (_, found) in files.items()}
     both = [name for name, at in changed.items() if name in named and at > backup.manifest.taken]
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -90,8 +90,9 @@ def _confirm(world: World, chance: random.Random, plan: Ran, parameters: dict[st
 
 
 def _is_of_another_state(ran: Ran) -> bool:
-    """Whether a run was refused because the server that its plan found dead, or starting, runs now."""
-    return not ran.is_done and not ran.has_replaced and "the plan no longer fits" in f"{ran.error}{ran.headline}"
+    """Whether a run was refused, perhaps because the server that its plan found dead, or starting, runs now: by its plan,
+    or by what it finds only on a running server."""
+    return not ran.is_done and not ran.has_replaced
 
 
 def _interrupted(world: World, chance: random.Random, plan: Ran, parameters: dict[str, Any]) -> Ran | None:
