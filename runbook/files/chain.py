@@ -32,7 +32,7 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
     """Write a report behind the newest of this host's chain; returns its path and content."""
     directory.mkdir(parents=True, exist_ok=True)
     host = _host()
-    with (directory / f".chain-{host}.lock").open("a") as lock:
+    with durable.open_lock(directory / f".chain-{host}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         head = directory / f".chain-{host}"
         number, previous = _recovered(directory, host, *_head(head))
@@ -62,7 +62,7 @@ def verify_chain(directory: Path) -> list[str]:
         with contextlib.ExitStack() as stack:  # no run appends meanwhile
             locks = set(directory.glob(".chain-*.lock"))
             for lock in locks:
-                fcntl.flock(stack.enter_context(lock.open()), fcntl.LOCK_SH)
+                fcntl.flock(stack.enter_context(durable.open_lock(lock)), fcntl.LOCK_SH)
             problems = _verify(directory)
             if set(directory.glob(".chain-*.lock")) == locks:  # otherwise a host's first report was being written
                 return problems

@@ -69,6 +69,19 @@ def append(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640), "ab")
 
 
+def open_lock(path: Path) -> IO[str]:
+    """Open a file for `flock`, without following a link. Nobody else can open it: whoever can open a file can lock it.
+
+    Raises:
+        OSError: it is a link, or belongs to another account.
+    """
+    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    found = os.fstat(opened)
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077:  # of a version that made it readable
+        os.fchmod(opened, 0o600)
+    return os.fdopen(opened, "r+", encoding="utf-8")
+
+
 def _created(path: Path, mode: int) -> tuple[Path, int]:
     """A new file alongside, locked for as long as it is written: `_sweep` leaves it alone."""
     while True:

@@ -57,7 +57,8 @@ def file_or_count(directory: Path, key: str, report: Report, file: Callable[[], 
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".same-{socket.gethostname()}-{key}"
-    with path.with_name(f"{path.name}.lock").open("a") as lock:  # another run of the same check, launched by hand
+    # Another run of the same check may have been launched by hand.
+    with durable.open_lock(path.with_name(f"{path.name}.lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before, now = _find(path), datetime.now(UTC)
         if before and before.holds(report, now):

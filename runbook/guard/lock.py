@@ -30,6 +30,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling
 
 from runbook.errors import Locked, Unreachable
+from runbook.files import durable
 from runbook.guard import lease as leases
 from runbook.guard.brief import asked_briefly
 from runbook.guard.guards import Excluding
@@ -196,12 +197,14 @@ def _file_lock(environment: str, directory: Path, me: LockHolder) -> Iterator[IO
 def _opened(path: Path) -> IO[str]:
     """Never by a link: it could lead to a file that is not ours, which the name of the holder would replace."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        return durable.open_lock(path)
+    except PermissionError:
+        owner = path.lstat().st_uid
+        raise Locked(f"{path} belongs to the account with ID {owner}", "run this as that account") from None
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise Locked(f"{path} is a symbolic link", "find out who made it, then delete the link") from None
-    return os.fdopen(descriptor, "r+", encoding="utf-8")
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.files import record
+from runbook.files import durable, record
 from runbook.guard.lock import taken
 from runbook.wait import until
 
@@ -222,7 +222,7 @@ class Incidents:
         """Not waited for without end: who holds it may be stopped, and whoever is on call is told all the same."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            file = (self.directory / name).open("a")
+            file = durable.open_lock(self.directory / name)
         except OSError as error:
             raise OpsError(f"{self.directory} cannot be written: {error.strerror}", "correct its owner") from None
         with file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from datetime import datetime
 from pathlib import Path
 
@@ -24,9 +23,8 @@ def append_line(logs: Logs, text: str) -> str:
         return line
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line + "\n")
+        with path.open("ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())  # one write: a line of another run is never in the middle of it
     except OSError as error:
         raise OpsError(f"{path} could not be written: {error.strerror}", "make it writable for the worker") from None
     return line

@@ -104,6 +104,32 @@ def read_names(postgres: Postgres) -> dict[int, str]:
         return {}
 
 
+@probe
+def map_occupied(postgres: Postgres, live: Path) -> dict[str, Path]:
+    """Find the tablespaces of a server whose directories are in use on this host, by that server or by an older copy:
+    a base backup for the data directory `live` needs other ones, next to it. Returns these by the server's directory.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY oid")
+    return {str(path): _next_to(live, oid) for oid, path in rows if path and _is_used(Path(path))}
+
+
+def _is_used(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:  # it is there, and cannot be read
+        return True
+
+
+def _next_to(live: Path, oid: object) -> Path:
+    return live.with_name(f"{live.name}{MOVED}{oid}_{datetime.now(UTC):%Y%m%d_%H%M%S_%f}")
+
+
 @contextlib.contextmanager
 def tablespaces_inside(directory: Path) -> Iterator[tuple[CreatedTablespace, ...]]:
     """While the block runs, the WAL in a copy's `pg_wal` creates tablespaces only inside the copy. Afterwards it is as
@@ -139,7 +165,7 @@ def move_out(data: Path, live: Path) -> dict[str, Path]:
             if directory.is_symlink() or not directory.is_dir():
                 continue
             owner = directory.stat()
-            target = live.with_name(f"{live.name}{MOVED}{directory.name}_{datetime.now(UTC):%Y%m%d_%H%M%S_%f}")
+            target = _next_to(live, directory.name)
             directory.rename(target)
             directory.symlink_to(target)
             if os.geteuid() == 0:

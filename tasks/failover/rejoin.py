@@ -28,6 +28,7 @@ from tasks.cluster.configuration import (
     save_configuration,
 )
 from tasks.cluster.swap import free_name
+from tasks.cluster.tablespaces import map_occupied
 from tasks.failover.fencing import SIGNAL, look_for_processes
 from tasks.failover.following import follow, upstream_of
 from tasks.failover.member import MemberControl, ask_member, control_of
@@ -256,6 +257,8 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     upstream = upstream_of(primary, standby)
     options = ["--wal-method=stream", "--checkpoint=fast", "--no-password"]
     options += [f"--slot={standby.slot}"] if standby.slot else []
+    for old, new in map_occupied.work(primary, data).items():
+        options.append("--tablespace-mapping=" + "=".join(str(path).replace("=", "\\=") for path in (old, new)))
     shell.run(
         [standby.program("pg_basebackup"), *options, "-D", beside, "-d", _source(primary, "base-backup")],
         environment=_login(primary),

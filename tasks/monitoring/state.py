@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook.errors import OpsError
-from runbook.files import record
+from runbook.files import durable, record
 from runbook.log import logger
 from tasks.logs.figures.spending import FileUse
 from tasks.monitoring.hysteresis import AlarmState
@@ -54,7 +54,7 @@ def locked(reports: Path) -> Iterator[None]:
     directory = directory_of(reports)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".state.lock").open("a")
+        lock = durable.open_lock(directory / ".state.lock")
     except OSError as error:
         hint = "correct its owner, or free disk space"
         raise OpsError(f"{directory} cannot be written: {error.strerror}", hint) from None

@@ -16,7 +16,8 @@ from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
-from runbook.units import size
+from runbook.units import first_of, size
+from tasks.cluster.tablespaces import map_occupied
 from tasks.failover.fencing import FENCE, SIGNAL, allow_start, mark_standby, remove_signal
 from tasks.failover.member import ClusterMember, MemberControl, read_control, read_member
 from tasks.failover.promotion import (
@@ -145,6 +146,8 @@ def judge_joining(report: Report, env: Environment, joining: Joining, method: Me
     _judge_files(report, joining, method, main.system)
     report.fail_if_critical()
     _judge_space(report, joining, method)
+    if method == "base_backup" or joining.method == "base_backup":
+        _judge_tablespaces(report, joining)
     _report_diverged(report, joining)
     report.fail_if_critical()
 
@@ -183,6 +186,16 @@ def _judge_files(report: Report, joining: Joining, method: Method, system: int) 
 def join_there(env: Environment, node: Postgres) -> str:
     """The command that rejoins a server whose files are on another host."""
     return f"on {node.host}, in the checkout of its worker: {Next('rejoin-standby').command(env.name)}"
+
+
+def _judge_tablespaces(report: Report, joining: Joining) -> None:
+    """Name the new directories: PostgreSQL wants the primary's paths on each server."""
+    if occupied := map_occupied(joining.primary, Path(joining.node.data_directory)):
+        report.warn(
+            "tablespaces of the standby",
+            "nothing to do: a base backup puts them into new directories next to the standby's data directory",
+            value=f"in use on this host: {first_of([*occupied])}",
+        )
 
 
 def _judge_space(report: Report, joining: Joining, method: Method) -> None:

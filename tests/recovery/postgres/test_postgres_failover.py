@@ -14,6 +14,7 @@ import pytest
 
 from flows.recovery.postgres import pair
 from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
+from lab.processes import OsAccount
 from lab.servers.supervision import Program
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
@@ -288,3 +289,19 @@ def test_a_setting_and_a_slot_that_the_standby_lacks_are_named(cluster: Cluster,
     assert [one.name for one in named] == ["the setting work_mem"]
     assert named[0].value.startswith("6144 → 4096: ")
     assert finding(report, "replication slots").startswith("WARN consumer (physical)")
+
+
+def test_a_standby_on_the_primarys_host_gets_its_own_directories_of_tablespaces(cluster: Cluster) -> None:
+    """pg_basebackup would use the primary's paths, which are not empty."""
+    place = cluster.root / "space"
+    place.mkdir()
+    account = OsAccount.of_servers()
+    os.chown(place, account.uid, account.gid)
+    cluster.stop("standby")
+    cluster.sql("postgres", f"CREATE TABLESPACE extra LOCATION '{place}'")
+    cluster.sql("postgres", "CREATE TABLE spaced TABLESPACE extra AS SELECT generate_series(1, 100) AS id")
+    plan = rejoin_standby.fn(NAME, method="base_backup")
+    assert str(place) in finding(plan, "tablespaces of the standby")
+    assert rejoin(method="base_backup").status is Status.WARN
+    until(lambda: cluster.sql("standby", "SELECT count(*) FROM spaced") == [(100,)], what="its rows", seconds=60)
+    assert cluster.sql("postgres", "SELECT count(*) FROM spaced") == [(100,)]

@@ -202,6 +202,8 @@ def check_standby(world: World) -> list[str]:
         until(lambda: world.is_behind(role) is False, what="the standby", seconds=30, every_seconds=0.1)
     except Unreachable:
         return [f"{role} has rejoined, and does not follow its primary"]
+    if world.database.store.read() is None:
+        return []
     counts = {
         one: world.system.sql(one, "SELECT count(*), sum(attempt) FROM attempts", database=DATABASE)
         for one in (world.primary, role)

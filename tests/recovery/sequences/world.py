@@ -154,12 +154,13 @@ class World:
     def is_behind(self, role: str) -> bool:
         """Whether a standby has not replayed everything that its primary has written until now."""
         try:
-            ((end,),) = self.system.sql(self.primary, "SELECT pg_current_wal_flush_lsn()")
+            # Not in the application's database, which may be dropped.
+            ((end,),) = self.system.sql(self.primary, "SELECT pg_current_wal_flush_lsn()", database="postgres")
             follows = (
                 "SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= %s "
                 "AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"
             )
-            return not self.system.sql(role, follows, end)[0][0]
+            return not self.system.sql(role, follows, end, database="postgres")[0][0]
         except psycopg.Error:
             return True
 

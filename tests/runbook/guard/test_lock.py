@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -271,3 +272,36 @@ def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(system: System
         context.join()
     assert "just starting" in errors[0].message
     assert "try again in a few seconds" in errors[0].hint
+
+
+HOLD = """
+import fcntl, sys
+for path in sys.argv[1:]:
+    try:
+        fcntl.flock(open(path), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("held", path)
+    except OSError as error:
+        print("refused", path)
+"""
+
+
+def test_another_account_holds_no_lock_of_the_reports(system: System, tmp_path: Path) -> None:
+    """Whoever holds one stops every runbook, recoveries too."""
+    old = system.reports_directory / f".chain-{socket.gethostname()}.lock"
+    system.reports_directory.mkdir(parents=True)
+    old.touch(0o644)  # of an earlier version
+    with runbook("Restore", system, system.name, changes=True):
+        pass
+    with runbook("Check", system, often=True):
+        pass
+    for directory in (system.reports_directory, *system.reports_directory.parents[:3]):
+        directory.chmod(0o755)
+    locks = [path for path in system.reports_directory.iterdir() if "lock" in path.name]
+    assert len(locks) >= 3
+    assert {path.stat().st_mode & 0o777 for path in locks} == {0o600}
+    if os.geteuid() != 0:  # only root can become another account
+        return
+    found = subprocess.run(
+        ["/usr/bin/python3", "-c", HOLD, *map(str, locks)], user=65534, group=65534, text=True, capture_output=True
+    )
+    assert found.stdout.count("refused") == len(locks), found.stdout + found.stderr
