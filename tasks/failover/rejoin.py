@@ -257,8 +257,8 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     upstream = upstream_of(primary, standby)
     options = ["--wal-method=stream", "--checkpoint=fast", "--no-password"]
     options += [f"--slot={standby.slot}"] if standby.slot else []
-    for old, new in map_occupied.work(primary, data).items():
-        options.append("--tablespace-mapping=" + "=".join(str(path).replace("=", "\\=") for path in (old, new)))
+    for pair in map_occupied.work(primary, data).items():
+        options.append("--tablespace-mapping=" + "=".join(str(path).replace("=", "\\=") for path in pair))
     shell.run(
         [standby.program("pg_basebackup"), *options, "-D", beside, "-d", _source(primary, "base-backup")],
         environment=_login(primary),
