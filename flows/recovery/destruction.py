@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
@@ -29,6 +31,7 @@ from tasks.wal.format.pages import Files
 from tasks.wal.reading.destruction import (
     DatabaseRow,
     Destruction,
+    Statement,
     WalDefinitions,
     find_emptied,
     find_mark,
@@ -38,6 +41,8 @@ from tasks.wal.reading.transactions import End
 from tasks.wal.reading.waldump import Commit
 
 MOST_SHOWN = 5
+TARGET = "recovery target"
+"""The name of its pin."""
 NONE = "none"
 """Given as `before`: recover to the end of the WAL, whatever was destroyed."""
 
@@ -168,11 +173,29 @@ def find_target(
         return _interrupted(env, origin, found, latest, files, end.database)
     if end.oid:
         destroyed = _emptied(report, env, origin, files, definitions, tables, end, rejected)
+        destroyed = destroyed or _planned(report, found, end.oid)
     else:
         destroyed = _dropped(env, definitions, rejected)
     if destroyed is None:
         return WalTarget(latest)
     return _before(env, origin, found, files, destroyed)
+
+
+_DESTRUCTION = re.compile(r"(?P<statement>[A-Z ]+?)(?: of (?P<tables>.+))? by transaction (?P<xid>\d+), committed ")
+
+
+def _planned(report: Report, found: FoundTarget, database: int) -> Destruction | None:
+    """The statement before which the confirmed plan stops. Clients may have filled an emptied table again since."""
+    text = report.pinned.planned(TARGET) if report.pinned else ""
+    if not (match := _DESTRUCTION.match(text)):
+        return None
+    one = next((commit for commit in found.commits if commit.xid == int(match["xid"])), None)
+    if one is None:
+        return None
+    tables = tuple(match["tables"].split(", ")) if match["tables"] else ()
+    end = End(one.xid, one.lsn, one.at, committed=True)
+    planned = Destruction(cast(Statement, match["statement"]), end, one.lsn, database, tables)
+    return planned if planned.text == text else None
 
 
 def _chosen(env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, before: str) -> WalTarget:

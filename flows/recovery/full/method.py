@@ -15,7 +15,7 @@ from flows.database import restore_steps as database
 from flows.loss import require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
-from flows.recovery.destruction import NONE
+from flows.recovery.destruction import NONE, TARGET
 from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
@@ -202,7 +202,7 @@ def plan(report: Report, env: Environment, restore: ClusterRestore, given: Clust
     if given.databases:
         report.fact("other databases set back too", ", ".join(given.databases))
     destroyed = restore.replay.target.destruction
-    report.pin_state("recovery target", destroyed.text if destroyed else restore.options.before or "the end of the WAL")
+    report.pin_state(TARGET, destroyed.text if destroyed else restore.options.before or "the end of the WAL")
     pin_database(report, env.postgres, replaced=True, up=restore.found.presence == "up")
     choose.pin_others(report, env, restore.chosen)
 

@@ -79,6 +79,19 @@ def test_commits_after_a_statement_are_counted_behind_the_fence(backed_up: Clust
     assert backed_up.sql("postgres", "SELECT id FROM audited") == [(1,)]
 
 
+def test_a_plan_is_carried_out_although_clients_filled_the_emptied_table_again(backed_up: Cluster) -> None:
+    """Then nothing is empty any more, and the statement that the plan stops before is no suspect."""
+    rows = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    backed_up.sql("postgres", "TRUNCATE writes")
+    plan = full_restore.fn(NAME)
+    assert "TRUNCATE of public.writes" in plan.facts["target"]
+    backed_up.sql("postgres", "INSERT INTO writes SELECT -id FROM generate_series(1, 99) AS id")
+    report = restored(**plan.pins)
+    assert report.facts["target"] == plan.facts["target"]
+    assert report.losses["grc_db"].count == 1, report.losses
+    assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
+
+
 def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
     backed_up: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
