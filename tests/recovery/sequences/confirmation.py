@@ -36,6 +36,11 @@ class Carried:
         return (self.plan, *(one for one in self.before if one.status == "PLANNED"))
 
     @property
+    def was_repeated(self) -> bool:
+        """Whether a signal ended a first run. It may have swapped already: then an undo returns to what that one made."""
+        return bool(self.before)
+
+    @property
     def texts(self) -> str:
         """Everything that a person has read."""
         return "\n".join(one.text for one in (*self.before, self.plan, self.ran))
