@@ -217,6 +217,7 @@ class Directory:
         self.run = run
         self._open: dict[tuple[int, int], int] = {}
         self._named: list[int] = []
+        self._places = set[Path]()
 
     @property
     def held(self) -> bool:
@@ -245,6 +246,7 @@ class Directory:
         path = Path(os.path.realpath(self.path))
         above = next(one for one in path.parents if one.is_dir())
         name = f".{'-'.join(path.relative_to(above).parts)}.interview-ops-lock"
+        self._places.add(above / name)
         directory, flags = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=directory)
@@ -281,15 +283,23 @@ class Directory:
         except OSError:  # a network file system that cannot
             os.close(descriptor)
             return False
+        if not os.fstat(descriptor).st_nlink:  # the run that had it deleted it meanwhile
+            os.close(descriptor)
+            return self._take(opened)
         self._open[key] = descriptor
         with contextlib.suppress(OSError):
             self._named.append(os.memfd_create(f"{PREFIX}{found.st_ino}:{self.run[:150]}"))
         return True
 
     def close(self) -> None:
+        for place in self._places:
+            with contextlib.suppress(OSError):
+                found = place.lstat()
+                if (found.st_dev, found.st_ino) in self._open:
+                    place.unlink()
         for descriptor in (*self._open.values(), *self._named):
             os.close(descriptor)
-        self._open, self._named = {}, []
+        self._open, self._named, self._places = {}, [], set()
 
 
 def _who_locks(inode: int) -> str:

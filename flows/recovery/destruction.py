@@ -181,21 +181,22 @@ def find_target(
     return _before(env, origin, found, files, destroyed)
 
 
-_DESTRUCTION = re.compile(r"(?P<statement>[A-Z ]+?)(?: of (?P<tables>.+))? by transaction (?P<xid>\d+), committed ")
+_TRANSACTION = re.compile(r"\s(\d+),\s")
 
 
 def _planned(report: Report, found: FoundTarget, database: int) -> Destruction | None:
     """The statement before which the confirmed plan stops. Clients may have filled an emptied table again since."""
     text = report.pinned.planned(TARGET) if report.pinned else ""
-    if not (match := _DESTRUCTION.match(text)):
-        return None
-    one = next((commit for commit in found.commits if commit.xid == int(match["xid"])), None)
-    if one is None:
-        return None
-    tables = tuple(match["tables"].split(", ")) if match["tables"] else ()
-    end = End(one.xid, one.lsn, one.at, committed=True)
-    planned = Destruction(cast(Statement, match["statement"]), end, one.lsn, database, tables)
-    return planned if planned.text == text else None
+    xids = {int(number) for number in _TRANSACTION.findall(text)}
+    statement, _, tables = text.partition(" by ")[0].partition(" of ")
+    for one in found.commits:
+        if one.xid in xids:
+            end = End(one.xid, one.lsn, one.at, committed=True)
+            names = tuple(tables.split(", ")) if tables else ()
+            planned = Destruction(cast(Statement, statement), end, one.lsn, database, names)
+            if planned.text == text:
+                return planned
+    return None
 
 
 def _chosen(env: Environment, origin: PointOrigin, found: FoundTarget, files: Files, before: str) -> WalTarget:

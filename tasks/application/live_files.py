@@ -62,7 +62,7 @@ def read_live_files(application: Application, backup: Backup) -> LiveFiles:
             else:
                 problems.append(f"{entry.path} was altered without being written: {differs[0]}")
     emptied = _emptied(named, missing)
-    return LiveFiles(tuple(problems), tuple(sorted(written)), tuple(missing), len(entries), emptied)
+    return LiveFiles(tuple(problems), tuple(sorted(written)), tuple(missing), len({*named} - {"."}), emptied)
 
 
 def _emptied(entries: Collection[str], missing: Collection[str]) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def read_changes(directory: Path, backup: Backup) -> Mapping[str, datetime]:
     named = {entry.path: entry for entry in listing.entries_of(backup.manifest)}
     files = {name: (path, found) for name, path, found in _files(directory)}
     missing = [name for name in named if name not in files and not (directory / name).exists()]
-    if _emptied(named, missing) or len(missing) > metrics.BACKUP_SHRUNK.warn * len(named):
+    if _emptied(named, missing) or len(missing) > metrics.BACKUP_SHRUNK.warn * len({*named} - {"."}):
         raise OpsError(f"{first_of(missing)} are missing, and what was changed among the deleted files is not known")
     changed = {name: _changed_at(found) for name, (_, found) in files.items()}
     both = [name for name, at in changed.items() if name in named and at > backup.manifest.taken]

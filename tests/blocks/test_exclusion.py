@@ -249,9 +249,10 @@ def test_a_directory_is_locked_where_it_is_missing_and_while_it_is_made_again(tm
     ours.require()
     with pytest.raises(Locked):
         Directory(str(live), "y").take()
-    ours.close()
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in left} == {0o600}, "nobody else can hold it"
+    ours.close()
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
     theirs = Directory(str(live), "y")
     assert theirs.take()
     theirs.close()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from flows.database import restore as database_restore
 from flows.database import restore_steps, tables
+from flows.database import undo_restore as database_undo
 from flows.database.backup import backup_database
 from flows.database.gate import gate_of_backup
 from flows.database.restore import restore_database
@@ -144,7 +144,7 @@ def test_an_undo_that_can_no_longer_count_swaps_nothing(ledger: Trial, monkeypat
     restore_database.fn(NAME, confirm=NAME)
     ledger.sql("INSERT INTO writes (id) VALUES (7)")
     oid, spool = ledger.oid(), ledger.store.parent / "spool"
-    lock = database_restore.advisory_lock
+    lock = database_undo.advisory_lock
 
     @contextlib.contextmanager
     def full_disk(*arguments: Any) -> Iterator[Any]:
@@ -153,7 +153,7 @@ def test_an_undo_that_can_no_longer_count_swaps_nothing(ledger: Trial, monkeypat
             spool.write_text("no directory any more")
             yield guard
 
-    monkeypatch.setattr(database_restore, "advisory_lock", full_disk)
+    monkeypatch.setattr(database_undo, "advisory_lock", full_disk)
     with pytest.raises(RunbookFailed, match=r"unknown, because .*but the plan said: 1 commit of .* is lost"):
         undo_restore.fn(NAME, confirm=NAME)
     assert ledger.oid() == oid
