@@ -13,6 +13,7 @@ from flows.loss import require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.point import swap
+from flows.recovery.point.server_state import judge_slots
 from flows.recovery.stopped_services import (
     APPLICATION,
     ClusterServices,
@@ -204,6 +205,7 @@ def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned
 
 
 def _plan(report: Report, env: Environment, found: KeptState) -> None:
+    judge_slots(report, env, [slot.name for slot in (found.path / "pg_replslot").glob("*")])
     live = env.postgres.data_directory
     stop = ", ".join([*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service])
     report.plan("stop services", stop, seconds=5, by=[stop_services])

@@ -4,6 +4,7 @@ stays, and is tried before the swap; its slots and settings, which do not stay a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ SETTINGS = "settings of databases and roles"
 def plan(report: Report, env: Environment) -> None:
     """Judge the configuration that stays, name the slots that are lost, and plan the trial start."""
     _judge_kept(report, env)
-    _judge_slots(report, env)
+    judge_slots(report, env)
     once = "once, on a separate port, with exactly the configuration that the live server will use"
     report.plan("start the copy", once, seconds=1, by=[rehearse_start])
 
@@ -70,9 +71,10 @@ def _judge_log_in(report: Report, env: Environment) -> None:
             report.fail(CONFIGURATION, hint, value=first_of(errors), expected="can be read")
 
 
-def _judge_slots(report: Report, env: Environment) -> None:
-    """Name the slots that nothing makes again: the run makes the WAL receiver's, rejoin-standby the standby's."""
-    own = {env.wal.slot} if env.has("wal") else set[str]()
+def judge_slots(report: Report, env: Environment, kept: Collection[str] = ()) -> None:
+    """Name the slots that nothing makes again: the run makes the WAL receiver's, rejoin-standby the standby's. `kept`:
+    those that the replacing cluster has."""
+    own = {*kept, env.wal.slot} if env.has("wal") else {*kept}
     own |= {node.slot for node in env.nodes()}
     try:
         slots = [one for one in read_slots(env.postgres) if one.name not in own]

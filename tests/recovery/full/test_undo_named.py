@@ -12,6 +12,7 @@ from flows.database.base_backup import backup_cluster
 from flows.database.restore import restore_database
 from flows.recovery.full_restore import full_restore
 from flows.recovery.postgres.failover import postgres_failover
+from flows.recovery.undo_full_restore import undo_full_restore
 from runbook.errors import OpsError
 from runbook.page.render import markdown
 from runbook.report import Report
@@ -50,6 +51,8 @@ def test_without_a_data_directory_there_is_no_undo_and_after_the_success_nobody_
     again = full_restore.fn(NAME, method="cluster", confirm=NAME)
     (kept,) = cluster.node("postgres").data.parent.glob("data.superseded_*")
     assert f"undo-full-restore environment={NAME} kept={kept.name}" in first_block(again)
+    cluster.sql("postgres", "SELECT pg_create_physical_replication_slot('consumer', true)")
+    assert finding(undo_full_restore.fn(NAME), "replication slots").value == "consumer (physical)"
 
 
 def test_a_dropped_database_leaves_nothing_to_undo_and_a_replaced_one_is_named(cluster: Cluster) -> None:
@@ -73,8 +76,6 @@ def test_a_failover_names_the_way_back(cluster: Cluster) -> None:
 
 
 def test_an_undo_without_anything_kept_says_so(cluster: Cluster) -> None:
-    from flows.recovery.undo_full_restore import undo_full_restore
-
     with pytest.raises(OpsError, match="nothing is kept, so there is no undo"):
         undo_full_restore.fn(NAME)
     backup_database.fn(NAME)
