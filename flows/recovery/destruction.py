@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -159,7 +159,11 @@ def find_target(
     copy showed not to be the right ones.
     """
     files = [(link.segment, directory / link.segment.name) for link in found.links]
-    if not files or before == NONE:
+    if before == NONE:
+        return WalTarget(latest)
+    if not files:  # nothing was written since the base backup: rows that are missing were missing then
+        if end and end.oid and not end.invalid and (rest := [*end.emptied.empty, *_missing(report, tables, end)]):
+            _warn_empty(report, origin, tables, rest)
         return WalTarget(latest)
     if before:
         return _chosen(env, origin, found, files, before)
@@ -275,15 +279,7 @@ def _emptied(
     rejected: Collection[int],
 ) -> Destruction | None:
     """The first statement that emptied or dropped a table which is empty or missing now."""
-    missing = end.emptied.missing
-    if missing and end.emptied.revision != tables.revision:
-        report.warn(
-            "tables that the newest dump has, and the database has not",
-            "nothing to do if a migration dropped them: the schema's revision changed since. Otherwise find the "
-            "transaction (find-transaction), and run this again with before=TRANSACTION",
-            value=", ".join(missing),
-        )
-        missing = ()
+    missing = _missing(report, tables, end)
     if not end.emptied.empty and not missing:
         return None
     found = find_emptied(
@@ -302,14 +298,32 @@ def _emptied(
     # dropped relations, any may have dropped the missing tables: the last one is tried first.
     if last := {name: one for one in found for name in one.tables}:
         return min(last.values(), key=lambda one: one.end.lsn)
+    _warn_empty(report, origin, tables, rest)
+    return None
+
+
+def _missing(report: Report, tables: BackupTables, end: DatabaseAtEnd) -> Sequence[str]:
+    """The tables that a statement may have dropped; those that a migration may have dropped are only named."""
+    missing = end.emptied.missing
+    if missing and end.emptied.revision != tables.revision:
+        report.warn(
+            "tables that the newest dump has, and the database has not",
+            "nothing to do if a migration dropped them: the schema's revision changed since. Otherwise find the "
+            "transaction (find-transaction), and run this again with before=TRANSACTION",
+            value=", ".join(missing),
+        )
+        return ()
+    return missing
+
+
+def _warn_empty(report: Report, origin: PointOrigin, tables: BackupTables, names: Sequence[str]) -> None:
     report.warn(
         "tables without rows",
         f"if that is wrong: the rows were deleted step by step, or before {origin.backup.name}. method=dump restores "
         f"{tables.backup}, which has them; find-transaction shows who deleted them",
-        value=", ".join(rest),
+        value=", ".join(names),
         expected=f"rows, as in {tables.backup}",
     )
-    return None
 
 
 def report_target(report: Report, target: WalTarget, newest: Commit | None) -> None:

@@ -92,6 +92,15 @@ def test_a_plan_is_carried_out_although_clients_filled_the_emptied_table_again(b
     assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
 
 
+def test_a_table_that_was_emptied_before_the_base_backup_is_named(backed_up: Cluster) -> None:
+    """No WAL after the backup has the statement; the dump has the rows."""
+    backed_up.sql("postgres", "DELETE FROM writes")
+    backup_cluster.fn(NAME)
+    plan = full_restore.fn(NAME)
+    empty = next(one for one in plan.findings if one.name == "tables without rows")
+    assert empty.value == "public.writes"
+
+
 def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
     backed_up: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,6 +142,8 @@ def check_system(world: World, seen: Seen, ran: Ran, texts: str) -> list[str]:
     """One server takes writes, commits return, services run again, settings are as they were. `texts`: everything that
     a person has read of the recovery."""
     problems = list[str]()
+    with contextlib.suppress(Unreachable):  # its service manager may be starting it
+        until(lambda: any(map(world.takes_writes, world.roles)), what="a server", seconds=15, every_seconds=0.1)
     writable = [role for role in world.roles if world.takes_writes(role)]
     if len(writable) != 1:
         problems.append(f"{len(writable)} servers take writes: {', '.join(writable) or 'none'}")

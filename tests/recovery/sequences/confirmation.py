@@ -126,6 +126,8 @@ def _run_again(
         return Carried(seen, plan, again, (plan, ended))
     ran = _confirm(world, chance, again, parameters) if again.status == "PLANNED" else again
     if not ran.is_done and not ran.has_replaced:
+        if not seen.is_writable and world.is_writable:  # its server was started again meanwhile
+            raise Stuck(f"{plan.flow}: {ran.error or ran.headline}")
         refused = f"{world.tokens['interrupted']}, and then {plan.flow} is refused: {ran.error or ran.headline}"
         raise_broken(world, [refused], log_of(plan, ended, again, ran))
     return Carried(seen, again, ran, (plan, ended))

@@ -75,7 +75,7 @@ class DatabaseStore:
         try:
             with given_up_after(session):
                 session.execute(_NOTE if write.key == PROBE else _DELETE if write.deletes else _UPSERT, values)
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, psycopg.InterfaceError):  # also a session that was broken off
             self.close()
             return "indeterminate"
         except psycopg.Error:
