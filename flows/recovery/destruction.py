@@ -76,7 +76,7 @@ class DatabaseAtEnd:
 
 @dataclass(frozen=True)
 class BackupTables:
-    """The tables that the newest dump has rows of, and its revision."""
+    """The tables of the newest dump with their rows, and its revision."""
 
     backup: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def tables_of(backup: Backup | None) -> BackupTables:
     if backup is None:
         return BackupTables()
     content = content_in(backup)
-    rows = {name: table.rows for name, table in content.tables.items() if table.rows and "." in name}
+    rows = {name: table.rows for name, table in content.tables.items() if "." in name}
     return BackupTables(backup.name, rows, content.revision)
 
 
@@ -118,7 +118,7 @@ def newest_dump(env: Environment, source: str, stores: Stores = "backups") -> Ba
     return None
 
 
-def read_end(postgres: Postgres, database: str, tables: Collection[str]) -> DatabaseAtEnd:
+def read_end(postgres: Postgres, database: str, tables: Mapping[str, int]) -> DatabaseAtEnd:
     """Query a server for the database, and for tables that are empty or missing.
 
     Raises:
@@ -130,7 +130,7 @@ def read_end(postgres: Postgres, database: str, tables: Collection[str]) -> Data
     return DatabaseAtEnd(found, find_emptied_tables(postgres, database, tables))
 
 
-def read_live_end(env: Environment, system: int, tables: Collection[str]) -> DatabaseAtEnd | None:
+def read_live_end(env: Environment, system: int, tables: Mapping[str, int]) -> DatabaseAtEnd | None:
     """The live database, if its server answers and is of the cluster `system`; None otherwise."""
     live = nodes.ask(env.postgres)
     if live is None or live.system != system:
@@ -304,15 +304,16 @@ def _emptied(
 
 def _missing(report: Report, tables: BackupTables, end: DatabaseAtEnd) -> Sequence[str]:
     """The tables that a statement may have dropped; those that a migration may have dropped are only named."""
-    missing = end.emptied.missing
-    if missing and end.emptied.revision != tables.revision:
+    missing, named = end.emptied.missing, end.emptied.missing_unfilled
+    if end.emptied.revision != tables.revision:
+        missing, named = (), (*missing, *named)
+    if named:
         report.warn(
             "tables that the newest dump has, and the database has not",
-            "nothing to do if a migration dropped them: the schema's revision changed since. Otherwise find the "
-            "transaction (find-transaction), and run this again with before=TRANSACTION",
-            value=", ".join(missing),
+            "nothing to do if they were dropped on purpose, or by a migration. Otherwise find the transaction "
+            "(find-transaction), and run this again with before=TRANSACTION",
+            value=", ".join(named),
         )
-        return ()
     return missing
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -17,11 +17,12 @@ from tasks.wal.reading.transactions import Pair
 @dataclass(frozen=True)
 class EmptiedTables:
     """`empty`: the OID and the file of each table without rows; `missing`: the names of those that do not exist;
-    `revision`: of the schema."""
+    `revision`: of the schema; `missing_unfilled`: those without rows in the backup that do not exist."""
 
     empty: dict[str, tuple[Pair, Pair]]
     missing: tuple[str, ...]
     revision: str = ""
+    missing_unfilled: tuple[str, ...] = ()
 
     def lacks(self, names: Collection[str]) -> bool:
         """Whether one of these is empty or missing."""
@@ -35,26 +36,31 @@ class EmptiedTables:
 
 
 @probe
-def find_emptied_tables(postgres: Postgres, database: str, names: Collection[str]) -> EmptiedTables:
-    """Those of `names` (quoted, with their schema) that are empty or missing. No table is read beyond its first row.
+def find_emptied_tables(postgres: Postgres, database: str, rows: Mapping[str, int]) -> EmptiedTables:
+    """Those tables that are empty or missing. `rows`: how many the backup has of each (quoted, with its schema); one
+    without rows is not emptied. No table is read beyond its first row.
 
     Raises:
         OpsError: there is no such database.
         Unreachable: the server does not answer.
     """
     empty, missing = dict[str, tuple[Pair, Pair]](), list[str]()
+    filled = [name for name, count in rows.items() if count]
     with pinned(postgres, database) as connection:
-        for name in sorted(names):
+        for name in sorted(rows):
             found = execute(connection, _TABLE, name)
             if not found:
                 missing.append(name)
+                continue
+            if name not in filled:
                 continue
             of, oid, file, schema, table, unlogged = found[0]
             query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(str(schema), str(table)))
             # A crash or a physical recovery empties unlogged tables.
             if not unlogged and not execute(connection, query)[0][0]:
                 empty[name] = ((int(of), int(oid)), (int(of), int(file or 0)))
-        return EmptiedTables(empty, tuple(missing), revision(connection))
+        unfilled = tuple(name for name in missing if name not in filled)
+        return EmptiedTables(empty, tuple(name for name in missing if name in filled), revision(connection), unfilled)
 
 
 _TABLE = """

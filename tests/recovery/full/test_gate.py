@@ -92,6 +92,17 @@ def test_a_plan_is_carried_out_although_clients_filled_the_emptied_table_again(b
     assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
 
 
+def test_a_dropped_table_without_rows_in_the_dump_is_named(backed_up: Cluster) -> None:
+    """Nothing tells an accident from a clean-up there, so no commits are given up for it."""
+    backed_up.sql("postgres", "CREATE TABLE spare ()")
+    backup_database.fn(NAME)
+    backed_up.sql("postgres", "DROP TABLE spare")
+    plan = full_restore.fn(NAME)
+    assert "nothing is lost" in plan.headline
+    named = next(one for one in plan.findings if one.name.startswith("tables that the newest dump has"))
+    assert named.value == "public.spare"
+
+
 def test_a_table_that_was_emptied_before_the_base_backup_is_named(backed_up: Cluster) -> None:
     """No WAL after the backup has the statement; the dump has the rows."""
     backed_up.sql("postgres", "DELETE FROM writes")
