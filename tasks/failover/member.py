@@ -24,6 +24,8 @@ from tasks.postgres.replication.synchronous import address
 from tasks.wal.format.names import lsn_of
 
 MOST_SILENT_SECONDS = 120.0
+RECOVERING = ("in archive recovery", "shut down in recovery")
+"""The states of a standby in its control file."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class MemberControl:
     @property
     def was_standby(self) -> bool:
         """Whether the server was a standby when it ran last."""
-        return self.state in ("in archive recovery", "shut down in recovery")
+        return self.state in RECOVERING
 
 
 @probe
@@ -202,7 +204,8 @@ def read_control(postgres: Postgres) -> MemberControl | None:
 def control_of(postgres: Postgres) -> MemberControl | None:
     """The control file of a server whose data is on this host and can be read; None otherwise.
 
-    Its timeline is the newest that the data directory knows: a promotion writes its history before anything else.
+    A primary's timeline is the newest that the data directory knows: a promotion writes its history before anything
+    else. A standby's is the one that it has replayed.
     """
     data = Path(postgres.data_directory)
     if not is_here(postgres.host):
@@ -217,11 +220,14 @@ def control_of(postgres: Postgres) -> MemberControl | None:
     except (OSError, OpsError):
         return None
     found = dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed, re.MULTILINE))
+    # A standby also fetches histories that it cannot follow.
+    followed = int(found["Min recovery ending loc's timeline"])
+    newer = [followed] if found["Database cluster state"] in RECOVERING else [followed, *histories]
     return MemberControl(
         int(found["Database system identifier"]),
         found["Database cluster state"],
         lsn_of(found["Latest checkpoint location"]),
-        max(int(found["Latest checkpoint's TimeLineID"]), *histories, 0),
+        max(int(found["Latest checkpoint's TimeLineID"]), *newer),
         lsn_of(found["Minimum recovery ending location"]),
     )
 

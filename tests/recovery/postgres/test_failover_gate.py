@@ -213,3 +213,21 @@ def test_commits_that_an_old_primary_took_after_the_plan_stop_its_rejoin(
     cluster.stop("postgres")
     report = rejoin(method=method)
     assert report.losses[old].count == 3 * ROWS
+
+
+def test_a_standby_that_only_fetched_the_new_history_is_rewound(cluster: Cluster) -> None:
+    """It has replayed more of the old timeline than the new one has of it; the primary streams that part to it."""
+    backup_cluster.fn(NAME)
+    ((before,),) = cluster.sql("postgres", "SELECT pg_current_wal_flush_lsn()::text")
+    cluster.sql("postgres", "CREATE TABLE later AS SELECT 1 AS id")
+    until(lambda: cluster.sql("standby", "SELECT to_regclass('later')") == [("later",)], what="its replay", seconds=60)
+    restore_to_point.fn(NAME, by="lsn", target=before, confirm=NAME)
+    cluster.start("standby")
+    history = cluster.node("standby").data / "pg_wal" / "00000002.history"
+    until(history.exists, what="the history", seconds=60)
+    plan = rejoin_standby.fn(NAME)
+    assert "1 commit of " in plan.headline, plan.headline
+    rejoin()
+    cluster.sql("postgres", "CREATE TABLE anew AS SELECT 1 AS id")
+    until(lambda: cluster.sql("standby", "SELECT to_regclass('anew')") == [("anew",)], what="the rows", seconds=60)
+    assert cluster.sql("standby", "SELECT to_regclass('later')") == [(None,)]

@@ -158,8 +158,9 @@ def check_system(world: World, seen: Seen, ran: Ran, texts: str) -> list[str]:
     problems += [*_check_commits(world), *_check_slot(world, texts), *_check_redis(world, seen, texts)]
     for name, value in seen.settings.items():
         ((now,),) = world.sql(f"SELECT current_setting('{name}')")
-        if now != value and name not in ran.text and "ALTER SYSTEM" not in ran.text:
+        if now != value and name not in texts and "ALTER SYSTEM" not in texts:
             problems.append(f"the setting {name} went from {value} to {now} without a word")
+        world.tokens["settings"][name] = now  # a change is named once
     invalid = world.sql("SELECT datname FROM pg_database WHERE datconnlimit = -2")
     problems += [f"the database {name} is invalid" for (name,) in invalid]
     for (name,) in world.sql("SELECT gid FROM pg_prepared_xacts"):

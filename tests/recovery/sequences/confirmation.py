@@ -23,12 +23,14 @@ class Stuck(Exception):
 
 @dataclass(frozen=True)
 class Carried:
-    """A plan and the confirmed run of it. `before`: the plan and the run that a signal ended."""
+    """A plan and the confirmed run of it. `before`: the plan and the run that a signal ended; `client_wrote`: during the
+    run, into what is replaced."""
 
     seen: Seen
     plan: Ran
     ran: Ran
     before: tuple[Ran, ...] = ()
+    client_wrote: bool = False
 
     @property
     def plans(self) -> tuple[Ran, ...]:
@@ -36,9 +38,10 @@ class Carried:
         return (self.plan, *(one for one in self.before if one.status == "PLANNED"))
 
     @property
-    def was_repeated(self) -> bool:
-        """Whether a signal ended a first run. It may have swapped already: then an undo returns to what that one made."""
-        return bool(self.before)
+    def kept_is_unknown(self) -> bool:
+        """Whether what was replaced is not what was there before: a client wrote into it, or a signal ended a first run
+        that may have swapped already."""
+        return bool(self.before) or self.client_wrote
 
     @property
     def texts(self) -> str:
@@ -75,7 +78,7 @@ def carry_out(world: World, chance: random.Random, flow: str, **parameters: Any)
             refused = f"the plan was offered, and its run refused: {ran.error or ran.headline}"
             raise_broken(world, [refused], log_of(plan, ran))
         raise Stuck(f"{flow}: {ran.error or ran.headline}")
-    return Carried(seen, plan, ran)
+    return Carried(seen, plan, ran, client_wrote=writes_on)
 
 
 def _plan(world: World, seen: Seen, flow: str, parameters: dict[str, Any]) -> Ran:

@@ -42,7 +42,7 @@ def restore_files(world: World, chance: random.Random) -> str:
     carried = carry_out(world, chance, "restore-files")
     settle(world, carried)
     if newest_kept(world.files) != kept:
-        world.tokens["kept files"] = None if carried.was_repeated else before
+        world.tokens["kept files"] = None if carried.kept_is_unknown else before
     return carried.ran.status
 
 

@@ -55,12 +55,12 @@ def _full_restore(world: World, chance: random.Random, **parameters: Any) -> str
         correct_port(world)
     settle(world, carried)
     world.tokens["kept tables"] = None
-    is_kept = carried.seen.content[DATABASE] is not None and not carried.was_repeated
+    is_kept = carried.seen.content[DATABASE] is not None and not carried.kept_is_unknown
     world.tokens["kept"] = before[DATABASE] if is_kept and "__old_" in carried.texts else None
     world.tokens["kept cluster"] = before if is_kept and "data.superseded_" in carried.texts else None
     for token, name in (("kept Redis", REDIS), ("kept files", FILES)):
         if newest_kept(places[token]) != kept[token]:
-            world.tokens[token] = before[name] if is_there[token] and not carried.was_repeated else None
+            world.tokens[token] = before[name] if is_there[token] and not carried.kept_is_unknown else None
     return f"{carried.ran.status}: {carried.plan.effect.split(';')[1].strip() if ';' in carried.plan.effect else ''}"
 
 
@@ -70,7 +70,7 @@ def restore_database(world: World, chance: random.Random) -> str:
     before = world.database.copy()
     carried = carry_out(world, chance, "restore-database")
     settle(world, carried)
-    is_kept = carried.seen.content[DATABASE] is not None and not carried.was_repeated
+    is_kept = carried.seen.content[DATABASE] is not None and not carried.kept_is_unknown
     world.tokens |= {"kept": before if is_kept else None, "kept tables": None}
     return carried.ran.status
 
@@ -128,9 +128,9 @@ def _to_mark(world: World, chance: random.Random, **parameters: Any) -> str:
     before = {name: ledger.copy() for name, ledger in world.ledgers.items()}
     carried = carry_out(world, chance, "restore-to-point", by=by, target=target, **parameters)
     names = [DATABASE] if parameters else [name for name in world.ledgers if name not in APART]
-    wanted = {name: [one for one in world.ledgers[name].copy() if one.attempt < mark.at[name]] for name in names}
+    wanted = {name: [*mark.branches[name]] for name in names}
     settle(world, carried, back_to=wanted, more=_later(world, wanted, mark.at))
-    is_kept = not carried.was_repeated
+    is_kept = not carried.kept_is_unknown
     if parameters:
         world.tokens["kept tables"] = before[DATABASE] if is_kept else None
     else:

@@ -126,7 +126,7 @@ def _restore(world: World, chance: random.Random, source: str) -> str:
     carried = carry_out(world, chance, "restore-redis", redis_source=source)
     settle(world, carried)
     if newest_kept(data) != kept:
-        world.tokens["kept Redis"] = None if carried.was_repeated else before
+        world.tokens["kept Redis"] = None if carried.kept_is_unknown else before
     return carried.ran.status
 
 

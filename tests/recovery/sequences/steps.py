@@ -12,13 +12,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import psycopg
 
 from lab.servers.postgres import DATABASE
-from tests.recovery.sequences.ledger import Ledger
+from tests.recovery.sequences.ledger import Ledger, Write
 from tests.recovery.sequences.world import OTHER, World
 
 Do = Callable[[World, random.Random], str]
@@ -38,12 +38,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment between two writes: a transaction without any, an LSN, a time. `at`: each part's next attempt."""
+    """A moment between two writes: a transaction without any, an LSN, a time. `at`: each part's next attempt;
+    `branches`: each part's writes until then, which a recovery may leave later."""
 
     transaction: str
     lsn: str
     moment: datetime
     at: Mapping[str, int]
+    branches: Mapping[str, list[Write]]
 
 
 STEPS: dict[str, Step] = {}
@@ -93,7 +95,8 @@ def mark(world: World, chance: random.Random) -> str:
     except psycopg.Error:
         return NOT_POSSIBLE
     at = {name: ledger.next_attempt for name, ledger in world.ledgers.items()}
-    world.tokens.setdefault("marks", []).append(Mark(transaction, lsn, now, at))
+    branches = {name: [replace(one) for one in ledger.copy()] for name, ledger in world.ledgers.items()}
+    world.tokens.setdefault("marks", []).append(Mark(transaction, lsn, now, at, branches))
     for ledger in world.ledgers.values():  # the recovery proves itself by the transaction after the target
         ledger.write(chance)
     return str(lsn)
