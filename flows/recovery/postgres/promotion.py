@@ -195,11 +195,11 @@ def _go_back(report: Report, env: Environment, pair: ServerPair) -> None:
 
 
 def _receives(env: Environment, pair: ServerPair) -> bool:
-    """Whether the WAL receiver's service runs."""
+    """Whether the WAL receiver's service runs, or is being started."""
     if not (pair.wal and pair.wal.service in env.services.names):
         return False
     with contextlib.suppress(OpsError):  # its host may be down
-        return env.services.is_running(pair.wal.service)
+        return env.services.state(pair.wal.service).comes_back
     return False
 
 
