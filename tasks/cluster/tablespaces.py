@@ -17,7 +17,7 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
@@ -127,7 +127,9 @@ def _is_used(directory: Path) -> bool:
 
 
 def _next_to(live: Path, oid: object) -> Path:
-    return live.with_name(f"{live.name}{MOVED}{oid}_{datetime.now(UTC):%Y%m%d_%H%M%S_%f}")
+    """Choose a short name: a base backup in tar format takes links of at most 100 bytes."""
+    names = (f"{live.name}{MOVED}{oid}{f'_{number}' if number else ''}" for number in count())
+    return next(path for path in map(live.with_name, names) if not path.exists())
 
 
 @contextlib.contextmanager
