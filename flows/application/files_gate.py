@@ -104,18 +104,18 @@ def choose_live_files(
     if source == "backup" or (source == "auto" and not latest):
         return None
     found = read_live_files(env.application, backup)
-    gone = [f"{len(found.missing):,} of {found.entries:,} paths are missing: {first_of(found.missing)}"] * bool(
+    missing = [f"{len(found.missing):,} of {found.entries:,} paths are missing: {first_of(found.missing)}"] * bool(
         found.missing
     )
     emptied = found.emptied or len(found.missing) > report.limit(metrics.BACKUP_SHRUNK)[0] * found.entries
     expected = f"every entry of {backup.name}"
     if (found.problems or emptied) and source == "auto":
         hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
-        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
+        report.warn("live files", hint, value="; ".join([*found.problems[:3], *missing]), expected=expected)
         return None
-    if found.problems or gone:
+    if found.problems or missing:
         hint = "files_source=backup restores the backup; or copy single files out of it after this run"
-        report.warn("live files", hint, value="; ".join([*found.problems[:3], *gone]), expected=expected)
+        report.warn("live files", hint, value="; ".join([*found.problems[:3], *missing]), expected=expected)
     else:
         report.passed("live files intact", value=expected, expected="none missing or altered")
     since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"

@@ -43,9 +43,9 @@ def read_slots(postgres: Postgres) -> tuple[ReplacedSlot, ...]:
     if not is_here(postgres.host):
         raise OpsError(f"{postgres.host} does not answer", "compare with its subscribers, once it runs again")
     directory = Path(postgres.data_directory, "pg_replslot")
-    if not directory.exists():
-        raise OpsError(f"{directory} is missing", "ask each consumer of changes for the name of its slot")
     try:
+        if not directory.exists():
+            raise OpsError(f"{directory} is missing", "ask each consumer of changes for the name of its slot")
         states = [path.read_bytes() for path in sorted(directory.glob("*/state"))]
     except OSError as error:
         raise OpsError(f"{error.filename}: {error.strerror}", "run this as a user that can read it") from None

@@ -267,17 +267,22 @@ _OWN = re.compile(
 @probe
 def find_lost_overrides(old: Postgres, new: Postgres) -> dict[str, tuple[str, str]]:
     """Find the settings of ALTER SYSTEM that `old` has and `new` has otherwise, in their base units: a standby does not
-    receive them. Empty where the file of `old` cannot be read.
+    receive them. Empty where `old` is on another host.
 
     https://www.postgresql.org/docs/current/sql-altersystem.html
+
+    Raises:
+        OpsError: the file of `old` cannot be read.
+        Unreachable: `new` does not answer.
     """
     file = Path(old.data_directory, "postgresql.auto.conf")
     if not is_here(old.host):
         return {}
     try:
         names = [name for name in _ALTERED.findall(file.read_text("utf-8", "replace")) if not _OWN.fullmatch(name)]
-    except OSError:
-        return {}
+    except OSError as error:
+        hint = "compare with your records: a setting that ALTER SYSTEM changed there is not set on the new primary"
+        raise OpsError(f"{file}: {error.strerror}", hint) from None
     with new.connect() as connection:
         rows = execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", names)
     found = {str(name): (read_configured.work(old, name), str(setting)) for name, setting in rows}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 from blocks.environment import Environment
 from flows.recovery.point.server_state import SLOTS
@@ -238,10 +237,12 @@ def _judge_lag(report: Report, pair: ServerPair, limit_bytes: int) -> None:
 
 def _judge_overrides(report: Report, pair: ServerPair) -> None:
     """ALTER SYSTEM changes one server: a promotion reverts it without a word."""
-    if is_here(pair.old.host) and not Path(pair.old.data_directory, "postgresql.auto.conf").exists():
-        hint = "compare with your records: a setting that ALTER SYSTEM changed there is not set on the new primary"
-        report.warn("settings of ALTER SYSTEM", hint, value=f"not known: {pair.old.data_directory} has none")
-    for name, (before, after) in find_lost_overrides(pair.old, pair.new).items():
+    try:
+        overrides = find_lost_overrides(pair.old, pair.new)
+    except OpsError as error:
+        report.warn("settings of ALTER SYSTEM", error.hint, value=f"not known: {error.message}")
+        return
+    for name, (before, after) in overrides.items():
         shown = "set otherwise" if name.endswith("_command") else f"{before or 'empty'} → {after or 'empty'}"
         report.warn(
             f"the setting {name}",

@@ -112,6 +112,8 @@ def test_with_the_dead_primarys_directory_deleted_the_loss_is_unknown(asynchrono
     assert acknowledged & lost(cluster, "standby", writes)
     assert "is missing" in report.losses[DATABASE].unknown
     assert "is missing" in finding(report, "acknowledged writes lost")
+    for name in ("settings of ALTER SYSTEM", "replication slots"):
+        assert "not known: " in finding(report, name)
 
 
 def test_a_directory_that_disappears_after_the_plan_stops_the_run(
