@@ -196,7 +196,8 @@ def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
 
 def judge_login(report: Report, env: Environment, server: Server, on: Postgres | None = None) -> None:
     """Whether the application's role can log in to the staged copy, before it exists. `on`: as in `judge_server`."""
-    judge_requirements(report, read_login(on or env.postgres, server, copy_name(env.postgres.database)))
+    login = read_login(on or env.postgres, server, copy_name(env.postgres.database), created=True)
+    judge_requirements(report, login)
 
 
 def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:

@@ -36,7 +36,7 @@ from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_identity, read_position, read_server
 from tasks.postgres.tables.find import FoundTable, expected_of, files_of, read_sums
 from tasks.postgres.tables.kept import SupersededTable, find_superseded_tables, free_stamp, kept_name
-from tasks.postgres.tables.pairs import TablePair, match_tables, pair_kept, unequal_columns, with_accepted
+from tasks.postgres.tables.pairs import TablePair, find_live, match_tables, pair_kept, unequal_columns, with_accepted
 from tasks.postgres.tables.scratch import (
     REPLACE_ROWS,
     drop_tables_scratch,
@@ -236,6 +236,15 @@ def choose_kept(found: Sequence[SupersededTable], kept: str) -> list[SupersededT
 def acts(pairs: Sequence[TablePair]) -> list[Act]:
     """The acts to permit."""
     return [Act(REPLACE_ROWS, pair.live.name) for pair in pairs]
+
+
+def judge_live(report: Report, env: Environment, tables: Sequence[str]) -> None:
+    """What restore-tables refuses in the live tables, before a copy is built for it.
+
+    Raises:
+        OpsError: the live database lacks one, or cannot be reached.
+    """
+    judge_ties(report, read_ties(env.postgres, find_live(env.postgres, tables)))
 
 
 def judge_definitions(report: Report, pairs: Sequence[TablePair], ties: Ties, backup: Backup) -> None:

@@ -137,14 +137,19 @@ class RestoreOptions:
         return self.source == self.env.name
 
     @functools.cached_property
+    def newest_dump(self) -> Backup | None:
+        """The newest dump, which shows what the tables should have."""
+        return newest_dump(self.env, self.source, self.stores)
+
+    @functools.cached_property
     def tables(self) -> BackupTables:
         """The tables that the newest dump has rows of."""
-        return tables_of(newest_dump(self.env, self.source, self.stores))
+        return tables_of(self.newest_dump)
 
     @functools.cached_property
     def database_bytes(self) -> int:
         """The size of the application's database: the live one's or the newest dump's. The live one may be emptied."""
-        known = [content_in(dump).bytes] if (dump := newest_dump(self.env, self.source, self.stores)) else []
+        known = [content_in(self.newest_dump).bytes] if self.newest_dump else []
         with contextlib.suppress(OpsError):
             known.append(read_database_bytes(self.env.postgres, self.env.postgres.database))
         return max(known, default=0)
@@ -264,7 +269,10 @@ class RestoreOptions:
         self.report.table(OPTIONS, COLUMNS, [*rows, *((kind, why, "none", *[""] * 4) for kind, why in reasons.items())])
 
     def _physical(self) -> list[RestoreOption]:
-        """The newest usable base backup, with all WAL after it."""
+        """The newest usable base backup, with all WAL after it. A table that was emptied before the newest dump is not
+        known to be emptied by a statement: it is named."""
+        if self.newest_dump:
+            judge_drops(self.report, self.newest_dump)
         store = store_for(self.env, "cluster", self.stores)
         for backup in self.base_backups():
             if backup.name in self.tried:

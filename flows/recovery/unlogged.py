@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import psycopg
@@ -44,11 +43,13 @@ def warn_emptied(
 
 
 def judge_named(report: Report, env: Environment, tables: Sequence[str]) -> None:
-    """Whether a recovered copy can have rows of these tables, by what they are in the live database. A table that it
-    lacks is judged in the copy."""
-    with contextlib.suppress(OpsError):
-        found = _find(env.postgres, tables)
-        report.require(NAME, not found, HINT, value=_value(found), expected=LOGGED)
+    """Whether a recovered copy can have rows of these tables, by what they are in the live database.
+
+    Raises:
+        OpsError: it lacks one, or cannot be reached.
+    """
+    found = _find(env.postgres, tables)
+    report.require(NAME, not found, HINT, value=_value(found), expected=LOGGED)
 
 
 def require_logged(report: Report, copy: Postgres, tables: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.database.base_backup import judge_space, judge_version
-from flows.database.tables import require_names, restore_tables
+from flows.database.tables import judge_live, require_names, restore_tables
 from flows.database.wal_reading import mend
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
@@ -131,6 +131,7 @@ def restore_to_point(
         if mode == "swap":
             unlogged.warn_emptied(report, env, stores=source)
         else:
+            judge_live(report, env, tables)
             unlogged.judge_named(report, env, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)

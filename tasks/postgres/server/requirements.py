@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from blocks.postgres.refusals import NO_DATABASE, UNKNOWN, LoginRefused
+from blocks.postgres.refusals import CLOSED, NO_DATABASE, NO_RIGHT, UNKNOWN, LoginRefused
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError
@@ -158,11 +158,13 @@ def _connections(connection: Connection, jobs: int) -> Requirement:
 
 
 @probe
-def read_login(postgres: Postgres, server: Server, database: str) -> tuple[Requirement, ...]:
-    """Whether the application's role can log in to a database, such as the staged copy, before it exists.
+def read_login(postgres: Postgres, server: Server, database: str, *, created: bool = False) -> tuple[Requirement, ...]:
+    """Whether the application's role can log in to a database that a run restores, before it does.
 
-    PostgreSQL authenticates before it opens the database, so the error “does not exist” proves the password;
-    pg_hba.conf is checked for the database's name (src/backend/utils/init/postinit.c, InitPostgres).
+    PostgreSQL authenticates before it opens the database, so the errors “does not exist” and “is not currently
+    accepting connections” prove the password; pg_hba.conf is checked for the database's name
+    (src/backend/utils/init/postinit.c, InitPostgres). `created`: the run creates the database, so privileges of one
+    that an earlier run left there do not count.
 
     Raises:
         Unreachable: the server stopped answering.
@@ -177,7 +179,7 @@ def read_login(postgres: Postgres, server: Server, database: str) -> tuple[Requi
     try:
         postgres.connect(database, as_application=True).close()
     except LoginRefused as error:
-        value = "accepted" if _is_missing(error, database) else error.message
+        value = "accepted" if _is_admitted(error, database, created=created) else error.message
         hint = f"{error.hint}; or allow this role to connect to {database} in pg_hba.conf"
     return (Requirement(name, value == "accepted", value, f"{postgres.user} can log in to {database}", hint),)
 
@@ -208,15 +210,15 @@ def read_superuser(postgres: Postgres) -> Requirement:
     return Requirement("rights of the administrator", bool(ok), "a superuser" if ok else "none", "a superuser", hint)
 
 
-def _is_missing(error: LoginRefused, database: str) -> bool:
-    """Whether only the database is missing, which the server reports after authentication.
+def _is_admitted(error: LoginRefused, database: str, *, created: bool) -> bool:
+    """Whether the server refuses only the database, which it does after authentication.
 
     In an unknown language: a refusal by pg_hba.conf names that file, a missing database is named itself.
     """
     if error.sqlstate == UNKNOWN:
         text = error.message.partition(f" in database {database}: ")[2]
         return "pg_hba.conf" not in text and database in text
-    return error.sqlstate == NO_DATABASE
+    return error.sqlstate in (NO_DATABASE, CLOSED) or (created and error.sqlstate == NO_RIGHT)
 
 
 @probe

@@ -14,7 +14,7 @@ from runbook.kinds import probe
 from tasks.postgres.content.equivalence import ASIDE, rolled_back
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.dump.generated import COLUMN
-from tasks.postgres.tables.find import NO_TABLE, FoundColumn, FoundTable, Known, find_named, known_in, table_of
+from tasks.postgres.tables.find import NO_TABLE, FoundColumn, FoundTable, Known, find_named, known_in, resolve, table_of
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,31 @@ def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[Tabl
 def _pair(connection: Connection, wanted: FoundTable, name: str, live: Known | None) -> TablePair:
     if live is None or live.kind not in "rp" or live.root:
         what = "has no such table" if live is None else f"has it as {NO_TABLE.get(live.kind, 'a partition')}"
-        raise OpsError(
-            f"the live database {what}: {name}",
-            "create it empty with its old definition (pg_restore --schema-only --table, or the migration), then launch "
-            "this again; or run restore-database",
-        )
+        raise OpsError(f"the live database {what}: {name}", _CREATE)
     table = table_of(connection, live)
     rows = execute(connection, sql.SQL("SELECT count(*) FROM {}").format(table.rows_of))[0][0]
     return TablePair(wanted, table, int(rows))
+
+
+_CREATE = (
+    "create it empty with its old definition (pg_restore --schema-only --table, or the migration), then launch this "
+    "again; or run restore-database"
+)
+
+
+@probe
+def find_live(postgres: Postgres, typed: Sequence[str]) -> tuple[FoundTable, ...]:
+    """The live tables that an operator named.
+
+    Raises:
+        OpsError: the live database lacks one, or cannot be reached.
+    """
+    with pinned(postgres, postgres.database) as connection:
+        known = known_in(connection, typed)
+        for name in map(str.strip, typed):
+            if not any(one.is_called(name) or one.is_called_bare(name) for one in known):
+                raise OpsError(f"the live database has no such table: {name[:80]}", _CREATE)
+        return tuple(table_of(connection, one) for one in resolve(typed, known))
 
 
 def with_accepted(pairs: Sequence[TablePair], accepted: Collection[str]) -> tuple[TablePair, ...]:

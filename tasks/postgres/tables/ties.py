@@ -125,6 +125,14 @@ WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (
     JOIN pg_namespace n ON n.nspname = t.schemaname
     JOIN pg_class named ON named.relnamespace = n.oid AND named.relname = t.tablename
     WHERE named.oid = c.oid OR named.oid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))
+UNION ALL
+SELECT DISTINCT format('prepared transaction %%s has locked rows of %%s: COMMIT PREPARED or ROLLBACK PREPARED it',
+                       x.gid, chosen.oid::regclass)
+FROM pg_prepared_xacts x JOIN pg_locks own ON own.transactionid = x.transaction AND own.pid IS NULL
+JOIN pg_locks l ON l.virtualtransaction = own.virtualtransaction AND l.pid IS NULL
+JOIN chosen ON chosen.oid = l.relation
+WHERE x.database = current_database() AND l.mode <> 'AccessShareLock'
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY 1
 """
 # Copies of a key on partitions have a parent; a key that is not enforced (18) guarantees nothing.

@@ -34,7 +34,7 @@ from tasks.postgres.content.comparison import compare
 from tasks.postgres.content.content import DatabaseContent, content_of
 from tasks.postgres.content.equivalence import compare_definitions
 from tasks.postgres.dump.dump import STATISTICS_VERSION
-from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.restore.staged_copy import content_in, copy_name
 from tasks.stores.directory import DirectoryStore
 from tests.database.backup.test_backup import newest, run
 from tests.database.conftest import NAME, Trial
@@ -363,6 +363,17 @@ def test_prepared_transaction_and_logical_slot_are_found_before_anything_starts(
         restore_database.fn(NAME, confirm=NAME)
     trial.sql("SELECT pg_drop_replication_slot('slot_4711')")
     assert trial.databases() == before
+
+
+def test_a_staged_copy_that_a_killed_run_left_is_no_reason_to_refuse(trial: Trial) -> None:
+    """The application's role may not connect to it yet: the run drops it."""
+    backup_database.fn(NAME)
+    staged = copy_name(trial.database)
+    trial.server.create_database(staged)
+    trial.sql(f'REVOKE ALL ON DATABASE "{staged}" FROM PUBLIC')
+    assert restore_database.fn(NAME).status is Status.PLANNED
+    trial.sql(f'ALTER DATABASE "{staged}" ALLOW_CONNECTIONS false')
+    restore()
 
 
 def test_undo_swaps_back_and_tells_what_it_discards(trial: Trial) -> None:

@@ -317,6 +317,24 @@ def test_a_deferrable_constraint_is_not_broken_on_the_way_back(trial: Trial, kin
     assert undo_restore_tables.fn(NAME, kept=first_kept, confirm=NAME).status in GOOD, "rows that keep it go back"
 
 
+def test_a_prepared_transaction_on_the_tables_is_refused_in_the_plan(trial: Trial) -> None:
+    """It holds their locks for as long as nobody ends it."""
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM answers")
+    restore("answers")
+    trial.sql("BEGIN; UPDATE people SET t = 'prepared' WHERE id = 1; PREPARE TRANSACTION 'tx-4711'")
+    assert restore_tables.fn(NAME, ["answers"]).status is Status.PLANNED, "of another table"
+    trial.sql("BEGIN; DELETE FROM answers; PREPARE TRANSACTION 'tx-4712'")
+    refused = "prepared transaction tx-4712 has locked rows of public.answers: COMMIT PREPARED"
+    with pytest.raises(RunbookFailed, match=refused):
+        restore_tables.fn(NAME, ["answers"])
+    with pytest.raises(RunbookFailed, match=refused):
+        undo_restore_tables.fn(NAME)
+    trial.sql("ROLLBACK PREPARED 'tx-4712'")
+    trial.sql("ROLLBACK PREPARED 'tx-4711'")
+    assert undo_restore_tables.fn(NAME, confirm=NAME).status in GOOD
+
+
 def test_what_postgresql_refuses_is_one_sentence(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     postgres = trial.environment.postgres
     monkeypatch.setitem(pinned_session.PINNED, "lock_timeout", "100ms")

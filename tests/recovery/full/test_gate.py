@@ -92,6 +92,14 @@ def test_a_plan_is_carried_out_although_clients_filled_the_emptied_table_again(b
     assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
 
 
+def test_a_table_that_was_emptied_before_the_newest_dump_is_named(backed_up: Cluster) -> None:
+    """With method=cluster no dump is a candidate, and nobody looked at its rows."""
+    backed_up.sql("postgres", "TRUNCATE writes")
+    backup_database.fn(NAME)
+    plan = full_restore.fn(NAME, method="cluster")
+    assert re.search(r"public.writes: \d+ → 0 rows", plan.headline), plan.headline
+
+
 def test_a_dropped_table_without_rows_in_the_dump_is_named(backed_up: Cluster) -> None:
     """Nothing tells an accident from a clean-up there, so no commits are given up for it."""
     backed_up.sql("postgres", "CREATE TABLE spare ()")

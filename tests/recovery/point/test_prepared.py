@@ -8,6 +8,7 @@ import pytest
 
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point.restore import restore_to_point
+from runbook.errors import OpsError, RunbookFailed
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
 from tests.fixtures.reports import values as findings
 
@@ -48,3 +49,18 @@ def test_one_in_doubt_at_the_target_is_named_and_older_base_backups_still_recove
     again = restore_to_point.fn(NAME, by="latest", confirm=NAME)
     assert "prepared transactions at the target" not in findings(again)
     assert cluster.sql("postgres", IDS) == [([1, 3, 4],)]
+
+
+def test_tables_that_cannot_be_replaced_are_refused_in_the_plan(cluster: Cluster) -> None:
+    """Before a copy is built for minutes."""
+    cluster.sql("postgres", "CREATE TABLE accounts (id int); CREATE TABLE dropped (id int)")
+    backup_cluster.fn(NAME)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (1)")
+    cluster.sql("postgres", "BEGIN; INSERT INTO accounts VALUES (2); PREPARE TRANSACTION 'transfer'")
+    target = {"by": "latest", "mode": "tables"}
+    with pytest.raises(RunbookFailed, match="prepared transaction transfer has locked rows of public.accounts"):
+        restore_to_point.fn(NAME, **target, tables=["accounts"])
+    cluster.sql("postgres", "ROLLBACK PREPARED 'transfer'")
+    cluster.sql("postgres", "DROP TABLE dropped")
+    with pytest.raises(OpsError, match="the live database has no such table: dropped"):
+        restore_to_point.fn(NAME, **target, tables=["dropped"])

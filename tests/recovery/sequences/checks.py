@@ -77,15 +77,17 @@ def compare(ledger: Ledger, branch: Sequence[Write], content: Content | None) ->
     abandoned = sorted((present & ledger.known) - ids)
     lost = [one for one in branch if one.is_acknowledged and one.attempt not in present]
     last = max((index for index, one in enumerate(branch) if one.attempt in present), default=-1)
-    before = {one.attempt for one in branch[: last + 1] if one.is_accident}
-    after = {one.attempt for one in branch[last + 1 :] if one.is_accident}
-    variants = [present | before | after, present | before, present]
-    for variant in variants:
+    # Those after the last write may be there or not; one that was left out may have writes of the new branch after it.
+    accidents = [one.attempt for one in branch if one.is_accident]
+    before = sum(one.is_accident for one in branch[: last + 1])
+    for number in range(len(accidents), -1, -1):
+        variant = present.union(accidents[:number])
         if expected(branch, variant) == dict(content.rows):
             return Found([one for one in branch if one.attempt in variant], lost, problems, abandoned)
+    variant = present.union(accidents[:before])
     if not abandoned:
-        problems.append(f"{ledger.name}: {_differences(expected(branch, variants[0]), content)}")
-    return Found([one for one in branch if one.attempt in variants[1]], lost, problems, abandoned)
+        problems.append(f"{ledger.name}: {_differences(expected(branch, variant), content)}")
+    return Found([one for one in branch if one.attempt in variant], lost, problems, abandoned)
 
 
 def _compare_prefix(ledger: Ledger, branch: Sequence[Write], content: Content) -> Found:

@@ -78,7 +78,7 @@ def _check_accidents(found: dict[str, Found], ran: Ran) -> list[str]:
     problems = list[str]()
     for name, part in found.items():
         if part.branch and part.branch[-1].is_accident and name not in APART:
-            words = ("without rows", "emptied", "TRUNCATE", "DELETE", "DROP TABLE", "missing")
+            words = ("without rows", "emptied", "TRUNCATE", "DELETE", "DROP TABLE", "missing", "→ 0 rows")
             if ran.flow == "full-restore" and not any(word in ran.text for word in words):
                 problems.append(f"{name}: the accident is still there, and no word says so")
     return problems
