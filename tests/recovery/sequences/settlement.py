@@ -37,6 +37,9 @@ def settle(
     for name, ledger in world.ledgers.items():
         wanted = back_to.get(name) if back_to else None
         content = ledger.store.read()
+        if wanted is not None and content and content.attempts is not None:  # a client went on writing, on that branch
+            ids = content.attempts - {one.attempt for one in wanted}
+            wanted = [*wanted, *(one for one in ledger.copy() if one.attempt in ids and one.sent >= seen.at)]
         if content is None and seen.content[name] is None and not _mends(carried, name):
             continue  # as it was found
         part = compare(ledger, ledger.copy() if wanted is None else wanted, content)
