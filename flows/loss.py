@@ -12,6 +12,11 @@ from tasks.wal.reading.committed import Committed, count_by_database
 AGAIN = "run this with an empty confirm, and confirm what the new plan says of the loss"
 
 
+def again_with(backup: str) -> str:
+    """The next step where the planned backup failed its proof, and the next one loses more."""
+    return f"run this with backup={backup} and an empty confirm, and confirm what that plan says"
+
+
 def planned_losses(report: Report) -> tuple[Loss, ...]:
     """The losses that this run's plan said, and that a person confirmed."""
     return report.effect.lost if report.effect and not isinstance(report.effect.lost, str) else ()

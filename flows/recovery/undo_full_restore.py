@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +34,7 @@ from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
+from tasks.cluster.catalog import has_database
 from tasks.cluster.kept import (
     KeptCluster,
     UndoMarker,
@@ -206,7 +209,11 @@ def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned
 
 def _plan(report: Report, env: Environment, found: KeptState) -> None:
     judge_slots(report, env, [slot.name for slot in (found.path / "pg_replslot").glob("*")])
-    live = env.postgres.data_directory
+    live, name = env.postgres.data_directory, env.postgres.database
+    with contextlib.suppress(OSError, ValueError, struct.error):  # then the start shows it
+        if not has_database(found.path, name):
+            hint = "the recovery that this undoes brought it back: full-restore does so again"
+            report.warn("database in the kept cluster", hint, value=f"{name} is missing in it", expected=name)
     stop = ", ".join([*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service])
     report.plan("stop services", stop, seconds=5, by=[stop_services])
     report.plan(

@@ -83,6 +83,16 @@ def databases_in(data: Path, wanted: str) -> set[int]:
     return _databases(shared / _file_in(shared, PG_DATABASE), wanted)
 
 
+def has_database(data: Path, wanted: str) -> bool:
+    """Whether a stopped server's data directory has the files of a database of that name.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    places = [data / "base", *data.glob("pg_tblspc/*/PG_*")]
+    return any((place / str(oid)).is_dir() for oid in databases_in(data, wanted) for place in places)
+
+
 def _databases(path: Path, wanted: str) -> set[int]:
     """The present and former OIDs of the databases of that name."""
     rows = (_DATABASE.unpack_from(row) for row in rows_in(path.read_bytes()) if len(row) >= _DATABASE.size)

@@ -12,7 +12,7 @@ from blocks.environment import START_ORDER, Environment, Stores
 from blocks.postgres.refusals import Starting
 from flows.application.files_gate import FilesSource
 from flows.database import restore_steps as database
-from flows.loss import require_confirmed
+from flows.loss import again_with, require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE, TARGET
@@ -241,7 +241,7 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
             restore.options.tried.add(option.backup.name)
         restore.option = restore.options.choose()
-        require_confirmed(report, restore.options.loss)
+        require_confirmed(report, restore.options.loss, hint=again_with(restore.option.backup.name))
         if not restore.option.replay:
             return False
         restore.chosen = _with_others(report, env, given, restore.option)

@@ -20,7 +20,7 @@ from flows.application.files_gate import PART
 from flows.database import expectations
 from flows.database import restore_steps as database
 from flows.launch import add_confirmation, launch
-from flows.loss import require_confirmed
+from flows.loss import again_with, require_confirmed
 from flows.pinned import pin_database
 from flows.recovery.full import choose
 from flows.recovery.options import RestoreOptions, attempting, require_known
@@ -213,7 +213,7 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
-        again = f"run this with backup={option.backup.name} and an empty confirm, and confirm what that plan says"
+        again = again_with(option.backup.name)
         require_confirmed(report, gate.measure(fence.old, option, env.postgres.database), hint=again)
         chosen = parts.choose(report, env, option)
         require_confirmed(report, *choose.losses_of_others(chosen), hint=again)

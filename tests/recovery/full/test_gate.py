@@ -130,11 +130,13 @@ def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
 
     backed_up.sql("postgres", "CREATE TABLE later AS SELECT 7 AS id")  # only the WAL has it
     monkeypatch.setattr(cluster_restore, "build_copies", fail)
-    with pytest.raises(RunbookFailed, match=r"writes of grc_db of the last .* are lost, but the plan said: nothing"):
+    with pytest.raises(RunbookFailed, match=r"writes of grc_db of .* are lost, but the plan said: nothing") as refused:
         restored()
     assert backed_up.sql("postgres", "SELECT id FROM later") == [(7,)]
     assert backed_up.supervisor.services()[PROGRAMS["postgres"]].state == "RUNNING"
-    confirmed = restored(method="dump")
+    named = re.search(r"run this with backup=(backup_\w+)", str(refused.value))
+    assert named, "a plan without it would choose the same base backup"
+    confirmed = restored(backup=named[1])
     assert confirmed.losses["grc_db"].since, confirmed.losses
     assert backed_up.sql("postgres", "SELECT to_regclass('later')") == [(None,)]
 

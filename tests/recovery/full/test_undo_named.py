@@ -52,7 +52,17 @@ def test_without_a_data_directory_there_is_no_undo_and_after_the_success_nobody_
     (kept,) = cluster.node("postgres").data.parent.glob("data.superseded_*")
     assert f"undo-full-restore environment={NAME} kept={kept.name}" in first_block(again)
     cluster.sql("postgres", "SELECT pg_create_physical_replication_slot('consumer', true)")
-    assert finding(undo_full_restore.fn(NAME), "replication slots").value == "consumer (physical)"
+    plan = undo_full_restore.fn(NAME)
+    assert finding(plan, "replication slots").value == "consumer (physical)"
+    assert all(one.name != "database in the kept cluster" for one in plan.findings)
+
+
+def test_an_undo_says_that_the_kept_cluster_lacks_the_database(cluster: Cluster) -> None:
+    cluster.sql("postgres", "CREATE TABLE t AS SELECT 1 AS id")
+    backup_cluster.fn(NAME)
+    cluster.sql("postgres", "DROP DATABASE grc_db WITH (FORCE)", database="postgres")
+    full_restore.fn(NAME, method="cluster", confirm=NAME)
+    assert finding(undo_full_restore.fn(NAME), "database in the kept cluster").value == "grc_db is missing in it"
 
 
 def test_a_dropped_database_leaves_nothing_to_undo_and_a_replaced_one_is_named(cluster: Cluster) -> None:
