@@ -66,9 +66,9 @@ def pass_files(report: Report, env: Environment, directory: Path, changes: Chang
     loss = measured_loss(report, directory, changes)
     require_confirmed(report, loss)
     states = read_services(env.services, env.services_in(USERS)) if env.has("services") else None
-    if running := [role for role, runs in states.running.items() if runs] if states else []:
+    if states and states.wanted:
         raise OpsError(
-            f"{', '.join(running)} was started again after this run had stopped it",
+            f"{', '.join(states.wanted)} was started again after this run had stopped it",
             "find out what starts it, and run this again; no file was replaced",
         )
     return loss

@@ -185,7 +185,7 @@ def services_stopped(report: Report, env: Environment) -> Iterator[StoppedRoles]
     """Stop backend and frontend during the block. If it fails before the swap, start those that ran."""
     roles = _roles(env)
     states = read_services(env.services, roles) if roles else None
-    stopped = StoppedRoles(tuple(role for role in roles if states and states.running[role]), states)
+    stopped = StoppedRoles(states.wanted if states else (), states)
     report.state_is("services may be stopped; no file was deleted", "run this again: it is safe")
     try:
         if roles:

@@ -34,8 +34,8 @@ APPLICATION = tuple(role for role in STOP_ORDER if role not in ("redis", "postgr
 
 @dataclass
 class StoppedServices(abc.ABC):
-    """`running`: the roles that ran when the run began. `swapped`: the parts that were replaced; `kept`: the names of
-    the replaced data. `last`: the step that precedes the next one in the run's graph."""
+    """`running`: the roles that ran when the run began, or were being started. `swapped`: the parts that were replaced;
+    `kept`: the names of the replaced data. `last`: the step that precedes the next one in the run's graph."""
 
     report: Report
     env: Environment
@@ -123,8 +123,7 @@ class ClusterServices(StoppedServices):
 def read_cluster_services(report: Report, env: Environment) -> ClusterServices:
     """Those of the environment, and which of them run."""
     roles = dict.fromkeys([*env.services_in(START_ORDER), env.postgres.service, *replication_roles(env)])
-    states = read_services(env.services, list(roles))
-    return ClusterServices(report, env, [role for role, runs in states.running.items() if runs])
+    return ClusterServices(report, env, read_services(env.services, list(roles)).wanted)
 
 
 def replication_roles(env: Environment) -> list[str]:

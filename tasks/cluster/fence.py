@@ -39,8 +39,9 @@ def read_fence(postgres: Postgres, services: Services) -> FencedServer:
     """
     live, role = Path(postgres.data_directory).resolve(), postgres.service
     working = servers_in(live)
-    if working or services.is_running(role):
-        who = f"process {working[0].pid} works in {live}" if working else f"its service {role} runs"
+    state = services.state(role)
+    if working or state.comes_back:
+        who = f"process {working[0].pid} works in {live}" if working else f"its service {role} runs ({state.told})"
         raise OpsError(
             f"the database server is not stopped: {who}",
             f"stop {services.names.get(role, role)} so that nothing starts it again, then run this again",

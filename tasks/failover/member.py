@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
 from blocks.postgres import nodes
-from blocks.postgres.server import Postgres, execute, first_line
+from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
@@ -267,23 +268,41 @@ _OWN = re.compile(
 @probe
 def find_lost_overrides(old: Postgres, new: Postgres) -> dict[str, tuple[str, str]]:
     """Find the settings of ALTER SYSTEM that `old` has and `new` has otherwise, in their base units: a standby does not
-    receive them. Empty where `old` is on another host.
+    receive them. A server that does not answer is read from its files.
 
     https://www.postgresql.org/docs/current/sql-altersystem.html
 
     Raises:
-        OpsError: the file of `old` cannot be read.
+        OpsError: those of `old` cannot be read.
         Unreachable: `new` does not answer.
     """
-    file = Path(old.data_directory, "postgresql.auto.conf")
-    if not is_here(old.host):
-        return {}
     try:
-        names = [name for name in _ALTERED.findall(file.read_text("utf-8", "replace")) if not _OWN.fullmatch(name)]
-    except OSError as error:
-        hint = "compare with your records: a setting that ALTER SYSTEM changed there is not set on the new primary"
-        raise OpsError(f"{file}: {error.strerror}", hint) from None
+        with old.connect() as connection:
+            names = [str(name) for (name,) in execute(connection, _ALTERED_BY_SQL)]
+            before = _settings_of(connection, names)
+    except (OpsError, psycopg.Error):
+        names = _altered_in(old)
+        before = {name: read_configured.work(old, name) for name in names}
     with new.connect() as connection:
-        rows = execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", names)
-    found = {str(name): (read_configured.work(old, name), str(setting)) for name, setting in rows}
-    return {name: values for name, values in found.items() if values[0] != values[1]}
+        after = _settings_of(connection, [name for name in names if not _OWN.fullmatch(name)])
+    return {name: (before[name], value) for name, value in after.items() if before[name] != value}
+
+
+_ALTERED_BY_SQL = "SELECT DISTINCT name FROM pg_file_settings WHERE sourcefile LIKE '%/postgresql.auto.conf'"
+
+
+def _settings_of(connection: Connection, names: Sequence[str]) -> dict[str, str]:
+    rows = execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", names)
+    return {str(name): str(setting) for name, setting in rows}
+
+
+def _altered_in(old: Postgres) -> list[str]:
+    """The settings in the file of ALTER SYSTEM."""
+    hint = "compare with your records: a setting that ALTER SYSTEM changed there is not set on the new primary"
+    if not is_here(old.host):
+        raise OpsError(f"the server on {old.host} does not show them, and its files are there", hint)
+    file = Path(old.data_directory, "postgresql.auto.conf")
+    try:
+        return _ALTERED.findall(file.read_text("utf-8", "replace"))
+    except OSError as error:
+        raise OpsError(f"{file}: {error.strerror}", hint) from None

@@ -22,9 +22,11 @@ Answers = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class ServiceStates:
-    """Role → whether its process runs."""
+    """Role → whether its process runs. `wanted`: the roles that run, or that their manager starts again by itself: a
+    run that ends before its change leaves these running."""
 
     running: Mapping[str, bool]
+    wanted: tuple[str, ...]
 
     @property
     def stopped(self) -> tuple[str, ...]:
@@ -34,7 +36,7 @@ class ServiceStates:
 
 @dataclass(frozen=True)
 class StoppedServicesList:
-    """Roles in the order in which they were stopped, and which of them had been running."""
+    """Roles in the order in which they were stopped, and which of them ran, or were being started."""
 
     roles: tuple[str, ...]
     were_running: tuple[str, ...]
@@ -55,7 +57,8 @@ def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
         Unreachable: the service manager does not answer.
         OpsError: it does not know a role.
     """
-    return ServiceStates({role: services.is_running(role) for role in roles})
+    running = {role: services.is_running(role) for role in roles}
+    return ServiceStates(running, tuple(role for role in roles if running[role] or services.state(role).comes_back))
 
 
 @action(idempotent=True)
@@ -66,7 +69,7 @@ def stop_services(services: Services, roles: Sequence[str]) -> StoppedServicesLi
         Unreachable: the service manager does not answer.
         OpsError: a role cannot be stopped, or still runs afterwards.
     """
-    were_running = tuple(role for role in roles if services.is_running(role))
+    were_running = tuple(role for role in roles if services.state(role).comes_back)
     for role in roles:
         if role in were_running:
             leaves(stopped(role), f"start {services.names[role]}, or run the runbook again")

@@ -211,7 +211,7 @@ def services_stopped(report: Report, env: Environment, found: ServiceStates, liv
     except SwapUnknown:
         raise
     except BaseException:
-        again = start_again(report, manager, [role for role in server.roles if found.running.get(role)])
+        again = start_again(report, manager, [role for role in server.roles if role in found.wanted])
         if again:
             report.state_is("Prefect's database was not replaced; its services run again", "run this again")
         else:

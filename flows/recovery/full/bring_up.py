@@ -56,7 +56,7 @@ def system_services(
     report.state_is(
         "nothing live was replaced; services are as they were found", "fix the findings above, then run this again"
     )
-    running = [role for role in STOP_ORDER if found.services.running.get(role)]
+    running = [role for role in STOP_ORDER if role in found.services.wanted]
     topology, live = chosen.redis_topology, chosen.redis_live
     return SystemServices(
         *(report, env, running, last),

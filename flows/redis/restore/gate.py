@@ -48,7 +48,7 @@ class RedisGate:
         if self.fenced:
             return self.fenced
         env = self.env
-        self.was_running = env.services.is_running("redis")
+        self.was_running = env.services.state("redis").comes_back
         same = require_judged.after(after)(env.redis, self.judged)
         self.around = detach.after(same)(self.permit, env.redis, self.around, env.reports_directory)
         self.stopped = stop_redis.after(self.around)(env.redis, env.services)

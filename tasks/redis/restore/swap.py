@@ -69,7 +69,7 @@ def stop_redis(block: Redis, services: Services) -> StoppedRedis:
     Raises:
         OpsError: its data cannot be saved; its port still answers, or a server still works in its directory.
     """
-    was_running = services.is_running(ROLE)
+    was_running = services.state(ROLE).comes_back
     live = live_directory(block)
     with _last_save(block, live) as last:
         if was_running:

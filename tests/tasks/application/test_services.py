@@ -105,6 +105,16 @@ def test_stopping_and_starting_twice_is_harmless(services: SupervisorServices, t
     assert [line[:2] for line in journal(tmp_path)[3:]] == [["end", "backend"], ["begin", "backend"]]
 
 
+def test_a_service_that_is_being_started_counts_as_one_that_ran(services: SupervisorServices) -> None:
+    """A run that ends before its change starts it again."""
+    services.start("archiver")
+    states = read_services(services, ["archiver", "postgres"])
+    assert states.running == {"archiver": False, "postgres": False}
+    assert states.wanted == ("archiver",)
+    assert stop_services(services, ["archiver", "postgres"]).were_running == ("archiver",)
+    assert read_services(services, ["archiver"]).wanted == ()
+
+
 @contextlib.contextmanager
 def cancelled_while(ready: Callable[[], bool]) -> Iterator[None]:
     """The block is cancelled, as Prefect does it, when `ready`."""
