@@ -132,6 +132,7 @@ def restore_to_point(
             unlogged.warn_emptied(report, env, stores=source)
         else:
             judge_live(report, env, tables)
+            report.fact("columns", "compared in the copy: if they changed since the target, the run replaces nothing")
             unlogged.judge_named(report, env, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)

@@ -83,11 +83,16 @@ def compare(ledger: Ledger, branch: Sequence[Write], content: Content | None) ->
     for number in range(len(accidents), -1, -1):
         variant = present.union(accidents[:number])
         if expected(branch, variant) == dict(content.rows):
-            return Found([one for one in branch if one.attempt in variant], lost, problems, abandoned)
+            return Found(_of_branch(branch, variant), lost, problems, abandoned)
     variant = present.union(accidents[:before])
     if not abandoned:
         problems.append(f"{ledger.name}: {_differences(expected(branch, variant), content)}")
-    return Found([one for one in branch if one.attempt in variant], lost, problems, abandoned)
+    return Found(_of_branch(branch, variant), lost, problems, abandoned)
+
+
+def _of_branch(branch: Sequence[Write], present: Collection[int]) -> list[Write]:
+    """The writes that are there, or may still come: a commit that waits for a standby is seen later."""
+    return [one for one in branch if one.attempt in present or one.outcome == "indeterminate"]
 
 
 def _compare_prefix(ledger: Ledger, branch: Sequence[Write], content: Content) -> Found:

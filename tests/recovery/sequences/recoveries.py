@@ -129,7 +129,7 @@ def _to_mark(world: World, chance: random.Random, **parameters: Any) -> str:
     carried = carry_out(world, chance, "restore-to-point", by=by, target=target, **parameters)
     names = [DATABASE] if parameters else [name for name in world.ledgers if name not in APART]
     wanted = {name: [*mark.branches[name]] for name in names}
-    settle(world, carried, back_to=wanted, more=_later(world, wanted, mark.at))
+    settle(world, carried, back_to=wanted, more=_later(world, wanted, mark.at, carried.seen.at))
     is_kept = not carried.kept_is_unknown
     if parameters:
         world.tokens["kept tables"] = before[DATABASE] if is_kept else None
@@ -138,11 +138,13 @@ def _to_mark(world: World, chance: random.Random, **parameters: Any) -> str:
     return f"{carried.ran.status} by {by}"
 
 
-def _later(world: World, wanted: dict[str, list[Write]], at: Mapping[str, int]) -> list[str]:
+def _later(world: World, wanted: dict[str, list[Write]], at: Mapping[str, int], began: float) -> list[str]:
+    """Writes after the target. A client that goes on writes after the recovery, too."""
     problems = list[str]()
     for name in wanted:
         content = world.ledgers[name].store.read()
-        later = [one for one in (content.attempts if content else ()) or () if one >= at[name]]
+        newest = {one.attempt for one in world.ledgers[name].copy() if one.sent >= began}
+        later = [one for one in (content.attempts if content else ()) or () if one >= at[name] and one not in newest]
         if later:
             problems.append(f"{name}: {len(later)} writes after the target are there")
     return problems

@@ -78,8 +78,11 @@ class DatabaseStore:
         except (psycopg.OperationalError, psycopg.InterfaceError):  # also a session that was broken off
             self.close()
             return "indeterminate"
-        except psycopg.Error:
-            return "refused"
+        except psycopg.Error as error:
+            if error.sqlstate:
+                return "refused"
+            self.close()  # libpq's own error: the connection ended
+            return "indeterminate"
         return "indeterminate" if any(_WAITED in one for one in self._notices) else "acknowledged"
 
     def close(self) -> None:
