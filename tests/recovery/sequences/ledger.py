@@ -24,7 +24,8 @@ Rows = Mapping[int, int]
 
 @dataclass
 class Write:
-    """One attempt. `value`: None deletes the key; an accident has no key and empties the table."""
+    """One attempt. `value`: None deletes the key; an accident has no key and empties the table. `error`: the server's
+    answer to a refused one."""
 
     attempt: int
     key: int | None
@@ -32,6 +33,7 @@ class Write:
     sent: float = field(default_factory=time.time)
     outcome: Outcome = "sent"
     answered: float = 0.0
+    error: str = ""
 
     @property
     def is_accident(self) -> bool:
@@ -79,6 +81,7 @@ class Ledger:
     next_attempt: int = 1
     deletes: float = 0.15
     lock: threading.Lock = field(default_factory=threading.Lock)
+    refused: dict[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,6 +105,7 @@ class Ledger:
         if write.outcome == "refused":
             with self.lock:
                 self.writes.remove(write)
+                self.refused[write.attempt] = write.error
         return write.outcome
 
     def copy(self) -> list[Write]:

@@ -49,7 +49,10 @@ def settle(
         if wanted is not None and part.lost:
             problems.append(f"{name}: {len(part.lost)} writes of the branch that was asked for are missing")
         if wanted is None and part.abandoned:
-            problems.append(f"{name}: {len(part.abandoned)} writes of a branch that was left are there again")
+            shown = [f"{one} {ledger.refused.get(one, '')}" for one in part.abandoned[:3]]
+            problems.append(
+                f"{name}: {len(part.abandoned)} writes of a branch that was left are there again: {'; '.join(shown)}"
+            )
     problems += check_losses(lost, carried.plans, ran)
     problems += _check_accidents(found, ran)
     for name, part in found.items():

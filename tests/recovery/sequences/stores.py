@@ -70,7 +70,8 @@ class DatabaseStore:
         values = {"attempt": write.attempt, "key": write.key, "value": value_of(write.attempt)}
         try:
             session = self.session()
-        except psycopg.Error:
+        except psycopg.Error as error:
+            write.error = f"log-in: {error!r}"
             return "refused"  # nothing was sent
         try:
             with given_up_after(session):
@@ -80,6 +81,7 @@ class DatabaseStore:
             return "indeterminate"
         except psycopg.Error as error:
             if error.sqlstate:
+                write.error = f"{error!r}"
                 return "refused"
             self.close()  # libpq's own error: the connection ended
             return "indeterminate"
