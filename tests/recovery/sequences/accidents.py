@@ -121,6 +121,7 @@ def drop_database(world: World, chance: random.Random) -> str:
     with client_writing(other, chance) if other else contextlib.nullcontext(), contextlib.suppress(psycopg.Error):
         world.sql(f"DROP DATABASE {DATABASE} WITH (FORCE)")
         world.tokens.pop("slot", None)
+        world.tokens["dropped"] = True
         return ""
     return NOT_POSSIBLE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lab.servers.postgres import DATABASE
 from tests.recovery.sequences.checks import Found, check_losses, check_system, compare
 from tests.recovery.sequences.confirmation import Carried, raise_broken
 from tests.recovery.sequences.ledger import Content, Ledger, Write
@@ -40,7 +41,9 @@ def settle(
         if wanted is not None and content and content.attempts is not None:  # a client went on writing, on that branch
             ids = content.attempts - {one.attempt for one in wanted}
             wanted = [*wanted, *(one for one in ledger.copy() if one.attempt in ids and one.sent >= seen.at)]
-        if content is None and seen.content[name] is None and not _mends(carried, name):
+        if name == DATABASE and content is not None:
+            world.tokens.pop("dropped", None)
+        if content is None and seen.content[name] is None and not _mends(world, carried, name):
             continue  # as it was found
         part = compare(ledger, ledger.copy() if wanted is None else wanted, content)
         found[name] = part
@@ -72,10 +75,11 @@ def _given_up(ledger: Ledger, wanted: list[Write], content: Content | None) -> l
     return [one for one in branch if one.is_acknowledged and one.attempt > last]
 
 
-def _mends(carried: Carried, name: str) -> bool:
-    """Whether it is the recovery's task to restore a part; every database is a failover's where no server answers."""
-    flow = carried.ran.flow
-    brings_server = flow == "postgres-failover" and not carried.seen.is_writable
+def _mends(world: World, carried: Carried, name: str) -> bool:
+    """Whether it is the recovery's task to restore a part; every database is a failover's where no server answers, but
+    one that was dropped before."""
+    flow, is_dropped = carried.ran.flow, name == DATABASE and world.tokens.get("dropped")
+    brings_server = flow == "postgres-failover" and not carried.seen.is_writable and not is_dropped
     return flow in MENDS.get(name, MEND_DATABASES) or (name not in APART and brings_server)
 
 
