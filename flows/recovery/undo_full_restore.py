@@ -63,7 +63,7 @@ FLOW = "undo-full-restore"
 class KeptState:
     """What is put back. `path`: the kept data directory, or the live one where a killed run has put it back already;
     `wal`: the receiver's kept directory (None: it begins with an empty one); `left`: the timeline that is in use;
-    `begun`: by a killed run."""
+    `begun`: by a killed run. `lacks`: the application's database, which it does not have."""
 
     path: Path
     control: MemberControl
@@ -71,6 +71,12 @@ class KeptState:
     wal: Path | None
     left: int
     begun: bool
+    lacks: str = ""
+
+    @property
+    def gone(self) -> tuple[Loss, ...]:
+        """The loss of a database that the kept cluster lacks."""
+        return (Loss.not_known(self.lacks, "the kept cluster does not have it"),) if self.lacks else ()
 
 
 @flow(name="undo-full-restore", flow_run_name=RunName("undo-full-restore {environment} {kept}"))
@@ -111,7 +117,7 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
         pin_database(report, env.postgres, replaced=True, up=state == "up")
         what = f"PostgreSQL is again the cluster of timeline {found.history.number} ({found.path.name})"
         down = seconds_from(report.plan_steps, "stop services")
-        effect = Effect(what, Next(FLOW), (planned,), down)
+        effect = Effect(what, Next(FLOW), (planned, *found.gone), down)
         permit = report.permit(*swap.acts(env), effect=effect)
         report.state_is("the live cluster is unchanged", "fix the findings above, then run this again")
         with started_on_failure(services):
@@ -119,7 +125,7 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
             loss = _loss(env, found, None, planned=planned)
             require_confirmed(report, loss)
             gate.require_fence(env, fenced)
-            report.loses(loss)
+            report.loses(loss, *found.gone)
             _put_back(report, permit, env, services, found)
         swap.start(report, permit, env, services, has_statistics=True)
         UndoMarker.remove(env.reports_directory)
@@ -168,7 +174,13 @@ def _find(report: Report, env: Environment, wanted: str, *, up: bool) -> KeptSta
         expected=f"another one than {left}, which is in use",
     )
     report.fail_if_critical()
-    return KeptState(path, control, history, wal, left, begun is not None)
+    return KeptState(path, control, history, wal, left, begun is not None, _lacking(env, path))
+
+
+def _lacking(env: Environment, path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, struct.error):  # then the start shows it
+        return "" if has_database(path, env.postgres.database) else env.postgres.database
+    return ""
 
 
 def _choose(report: Report, env: Environment, wanted: str, *, up: bool) -> Path:
@@ -209,11 +221,10 @@ def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned
 
 def _plan(report: Report, env: Environment, found: KeptState) -> None:
     judge_slots(report, env, [slot.name for slot in (found.path / "pg_replslot").glob("*")])
-    live, name = env.postgres.data_directory, env.postgres.database
-    with contextlib.suppress(OSError, ValueError, struct.error):  # then the start shows it
-        if not has_database(found.path, name):
-            hint = "the recovery that this undoes brought it back: full-restore does so again"
-            report.warn("database in the kept cluster", hint, value=f"{name} is missing in it", expected=name)
+    live = env.postgres.data_directory
+    if found.lacks:
+        hint = "the recovery that this undoes brought it back: full-restore does so again"
+        report.warn("database in the kept cluster", hint, value=f"{found.lacks} is missing in it", expected=found.lacks)
     stop = ", ".join([*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service])
     report.plan("stop services", stop, seconds=5, by=[stop_services])
     report.plan(

@@ -62,7 +62,12 @@ def test_an_undo_says_that_the_kept_cluster_lacks_the_database(cluster: Cluster)
     backup_cluster.fn(NAME)
     cluster.sql("postgres", "DROP DATABASE grc_db WITH (FORCE)", database="postgres")
     full_restore.fn(NAME, method="cluster", confirm=NAME)
-    assert finding(undo_full_restore.fn(NAME), "database in the kept cluster").value == "grc_db is missing in it"
+    plan = undo_full_restore.fn(NAME)
+    assert finding(plan, "database in the kept cluster").value == "grc_db is missing in it"
+    assert "the loss of grc_db is unknown, because the kept cluster does not have it" in plan.headline
+    done = undo_full_restore.fn(NAME, confirm=NAME)
+    assert done.losses["grc_db"].unknown
+    assert cluster.sql("postgres", "SELECT FROM pg_database WHERE datname = 'grc_db'", database="postgres") == []
 
 
 def test_a_dropped_database_leaves_nothing_to_undo_and_a_replaced_one_is_named(cluster: Cluster) -> None:

@@ -130,7 +130,7 @@ def _to_mark(world: World, chance: random.Random, **parameters: Any) -> str:
     names = [DATABASE] if parameters else [name for name in world.ledgers if name not in APART]
     wanted = {name: [*mark.branches[name]] for name in names}
     settle(world, carried, back_to=wanted, more=_later(world, wanted, mark.at, carried.seen.at))
-    is_kept = not carried.kept_is_unknown
+    is_kept = carried.seen.content[DATABASE] is not None and not carried.kept_is_unknown
     if parameters:
         world.tokens["kept tables"] = before[DATABASE] if is_kept else None
     else:
