@@ -12,7 +12,7 @@ from lab.processes import heed_interrupts
 from lab.progress import progress
 from lab.start import fill
 from lab.state.base import CHECKOUT, base_directory, checked_name
-from lab.state.environment import as_exports, ui_url
+from lab.state.environment import as_exports, auth_string, ui_url
 from lab.state.status import as_table, read_status
 from runbook.errors import OpsError
 
@@ -68,11 +68,14 @@ def _size(text: str) -> int:
 
 
 def _up(chosen: argparse.Namespace) -> int:
+    is_new = LabControl.find(base_directory()) is None
     lifecycle.up(chosen.name, progress(), chosen.megabytes, chosen.postgres_bin, dr=chosen.dr)
     option = "" if chosen.name == "lab" else f" --name {chosen.name}"
     control = LabControl.find(base_directory())
-    address = ui_url(control.state) if control else ""
-    print(f'\nPrefect UI: {address}\nFor a shell: eval "$({CHECKOUT}/.venv/bin/python -m lab env{option})"')
+    address, login = (ui_url(control.state), auth_string(control.state)) if control else ("", "")
+    shown = login if is_new else f"prefect_auth in: python -m lab status{option} --json"
+    print(f"\nPrefect UI: {address}\nLog in with: {shown}")
+    print(f'For a shell: eval "$({CHECKOUT}/.venv/bin/python -m lab env{option})"')
     return 0
 
 

@@ -14,14 +14,23 @@ from pathlib import Path
 import httpx
 import psutil
 
-from lab.processes import OsAccount, end, exclusive, marked, run, write
+from lab.processes import MARK, OsAccount, end, exclusive, listener, marked, run, write
 from lab.progress import Tell
 from lab.servers.services import supervisor_of
 from lab.servers.supervision import Program, Supervisor
 from lab.state.base import CHECKOUT, PYTHON
-from lab.state.environment import api_url, operator_environment, prefect_variables
+from lab.state.environment import api_url, operator_environment, server_variables
 from lab.state.layout import ControlLayout, Layout
-from lab.state.state import ControlState, free_port, is_free, load_control, load_state, save, taken_ports
+from lab.state.state import (
+    ControlState,
+    free_port,
+    is_free,
+    is_listening,
+    load_control,
+    load_state,
+    save,
+    taken_ports,
+)
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.wait import until
 
@@ -69,10 +78,10 @@ class LabControl:
         )
 
     def is_healthy(self) -> bool:
-        """Whether our server answers (a stranger on the port does not count)."""
+        """Return True if our server answers a query of its database. A stranger on its port gets no password."""
         try:
-            health = f"{api_url(self.state)}/health"
-            return self.supervisor.is_running() and httpx.get(health, timeout=_ANSWER_SECONDS).text == "true"
+            ours = self.supervisor.is_running() and self._listens()
+            return ours and self._call("POST", "flows/count", seconds=_ANSWER_SECONDS).is_success
         except httpx.HTTPError:
             return False
 
@@ -81,33 +90,42 @@ class LabControl:
         with exclusive(self.layout.base / ".control.lock"):
             now = LabControl.find(self.layout.base) or self
             if now.supervisor.is_running():
+                now._write()
+                now.supervisor.reread()  # an earlier version started it without a log-in
                 now.supervisor.start("server")
                 return now
             now._end_orphans()
             if not (is_free(now.state.port) and is_free(now.state.supervisor_port)):
-                taken = taken_ports(self.layout.base, self.layout.root.name)
-                port = free_port(taken, now.state.port)
-                now = dataclasses.replace(
-                    now, state=dataclasses.replace(now.state, port=port, supervisor_port=free_port([*taken, port]))
-                )
-                save(now.layout.state, now.state)
+                now = now._with_new_ports(free_port(now._taken(), now.state.port))
             for worker in now.layout.workers.glob("*.conf"):
                 if not _lab_runs(now.layout.base, worker.stem):
                     worker.unlink()  # its lab's `up` brings it back
-            now.supervisor.write([now._server()], include="workers/*.conf")
+            now._write()
             now.supervisor.launch(operator_environment())
             return now
 
-    def wait(self, seconds: float = 300) -> None:
-        """Until the server answers.
+    def wait(self, seconds: float = 300) -> LabControl:
+        """Wait until the server answers; returns the control plane with its port, another one where a stranger's
+        server, such as the lab's of another checkout, took the first.
 
         Raises:
-            OpsError: it does not.
+            OpsError: it does not answer in time.
         """
+        now = self
+
+        def ready() -> bool:
+            nonlocal now
+            if now.is_healthy():
+                return True
+            if is_listening(now.state.port) and not now._listens():
+                now = now._move()
+            return False
+
         try:
-            until(self.is_healthy, what="the Prefect server's start", seconds=seconds, every_seconds=0.2)
+            until(ready, what="the Prefect server's start", seconds=seconds, every_seconds=0.2)
         except Unreachable as error:
             raise OpsError(error.message, f"see {self.layout.logs / 'server.log'}") from error
+        return now
 
     def shutdown(self) -> None:
         """Stop the workers, their runs, and the server."""
@@ -117,12 +135,12 @@ class LabControl:
 
     def create_pool(self, name: str) -> None:
         """The environment's work pool of type process, if it is not there."""
-        if httpx.get(f"{api_url(self.state)}/work_pools/{name}", timeout=120).status_code == httpx.codes.OK:
+        if self._call("GET", f"work_pools/{name}").status_code == httpx.codes.OK:
             return
         from prefect.workers.process import ProcessWorker  # takes more than a second
 
         body = {"name": name, "type": "process", "base_job_template": ProcessWorker.get_default_base_job_template()}
-        answer = httpx.post(f"{api_url(self.state)}/work_pools/", json=body, timeout=120)
+        answer = self._call("POST", "work_pools/", body)
         if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
             raise OpsError(f"the work pool {name} cannot be created: {answer.status_code} {answer.text[:200]}")
 
@@ -189,22 +207,50 @@ class LabControl:
         """Whether Prefect's database, which somebody may have reset, still has it."""
         if what == "register":
             path = f"block_types/slug/ops-environment/block_documents/name/{name}"
-            return httpx.get(f"{api_url(self.state)}/{path}", timeout=120).status_code == httpx.codes.OK
+            return self._call("GET", path).status_code == httpx.codes.OK
         body = {"work_pools": {"name": {"any_": [name]}}}
-        answer = httpx.post(f"{api_url(self.state)}/deployments/count", json=body, timeout=120)
+        answer = self._call("POST", "deployments/count", body)
         return answer.status_code == httpx.codes.OK and int(answer.text) > 0
+
+    def _call(self, method: str, path: str, body: object = None, *, seconds: float = 120) -> httpx.Response:
+        address, login = f"{api_url(self.state)}/{path}", self.state.login
+        return httpx.request(method, address, json=body, auth=login, timeout=seconds, trust_env=False)
+
+    def _listens(self) -> bool:
+        """Return True if a process of our supervisor listens on the port."""
+        process = listener(self.state.port)
+        with contextlib.suppress(psutil.Error):
+            return process is not None and process.environ().get(MARK) == str(self.layout.supervisor)
+        return False
+
+    def _move(self) -> LabControl:
+        """Start the server on another port."""
+        with exclusive(self.layout.base / ".control.lock"):
+            now = LabControl.find(self.layout.base) or self
+            if now.state.port == self.state.port:
+                moved = dataclasses.replace(self.state, port=free_port([*self._taken(), self.state.port]))
+                now = dataclasses.replace(self, state=moved)
+                save(now.layout.state, moved)
+                now._write()
+                now.supervisor.reread()
+                now.supervisor.start("server")
+            return now
+
+    def _taken(self) -> list[int]:
+        return taken_ports(self.layout.base, self.layout.root.name)
+
+    def _with_new_ports(self, port: int) -> LabControl:
+        supervisor = free_port([*self._taken(), port])
+        state = dataclasses.replace(self.state, port=port, supervisor_port=supervisor)
+        save(self.layout.state, state)
+        return dataclasses.replace(self, state=state)
+
+    def _write(self) -> None:
+        self.supervisor.write([self._server()], include="workers/*.conf")
 
     def _server(self) -> Program:
         argv = (PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.state.port))
-        environment = {
-            **prefect_variables(self.layout, self.state),
-            # In memory, a slot that is held when the server restarts would stay taken for ever.
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-            # The recorder (3.9.1) tries the events of a deleted run again, one a flush, and everybody's later tasks
-            # wait: of 15 such tasks for 78 s at an interval of 1 s, the least there is. A larger batch is over in 6 s,
-            # but fails as a whole: after six times the tasks of healthy runs that are in it are lost.
-            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-        }
+        environment = server_variables(self.layout, self.state)
         return Program("server", argv, self.layout.root, environment, stop_group=True, autostart=True)
 
     def _end_orphans(self) -> None:

@@ -92,7 +92,8 @@ class Demo:
         writer = RedisWriter(
             lambda: str(lab.status()["redis"]["url"]), ledger.with_suffix(".redis.jsonl"), WRITES_PER_SECOND
         )
-        return cls(lab, tell, status, Runs(status["prefect_api"], status["prefect_ui"]), WriteLedger(ledger), writer)
+        runs = Runs(status["prefect_api"], status["prefect_ui"], status["prefect_auth"])
+        return cls(lab, tell, status, runs, WriteLedger(ledger), writer)
 
     def play(self) -> Proof:
         """The whole story; the proof says how it ended.

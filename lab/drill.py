@@ -76,7 +76,7 @@ def hold(lab: Lab, scenario: str, participants: list[str], tell: Tell) -> tuple[
     status = lab.status()
     if not status["running"]:
         raise OpsError(f"the lab {lab.name} is down", f"bring it up: python -m lab up --name {lab.name}")
-    runs = Runs(status["prefect_api"], status["prefect_ui"])
+    runs = Runs(status["prefect_api"], status["prefect_ui"], status["prefect_auth"])
     prepare(lab, runs, scenario, tell)
     launched = datetime.now(UTC)
     parameters = {"environment": lab.name, "scenario": scenario, "participants": participants, "confirm": lab.name}

@@ -194,8 +194,7 @@ def _base_for(name: str) -> Path:
 
 
 def _control_plane(services: LabServices, second: LabServices | None, tell: Tell, runbooks: bool) -> LabControl:
-    control = LabControl.prepare(services.layout.base).launch()
-    control.wait()
+    control = LabControl.prepare(services.layout.base).launch().wait()
     tell(f"Prefect server answers on port {control.state.port}")
     for place in (services, second) if second else (services,):
         name, environment = place.layout.name, variables(place, control)

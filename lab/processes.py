@@ -160,6 +160,16 @@ def marked(configuration: Path) -> list[psutil.Process]:
     return [process for process in found if alive(process.pid)]
 
 
+def listener(port: int) -> psutil.Process | None:
+    """Return the process that listens on a TCP port; None if there is none, or if it is another user's."""
+    for connection in psutil.net_connections("tcp4"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(connection.pid)
+                return process if process.uids().real == os.geteuid() else None
+    return None
+
+
 def working_in(directory: Path) -> list[psutil.Process]:
     """Every process whose working directory is below one."""
     found = []

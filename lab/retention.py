@@ -27,7 +27,7 @@ from lab.progress import Tell
 from lab.runs import Runs
 from lab.servers.postgres import DATABASE
 from lab.servers.services import LabServices
-from lab.state.environment import api_url, ui_url
+from lab.state.environment import api_url, auth_string, ui_url
 from runbook.errors import OpsError
 
 EVERY_SECONDS = 900
@@ -152,7 +152,7 @@ def main() -> int:
         time.sleep(EVERY_SECONDS if done else AGAIN_SECONDS)
         try:
             _, control = lifecycle.existing(name)
-            runs = Runs(api_url(control.state), ui_url(control.state))
+            runs = Runs(api_url(control.state), ui_url(control.state), auth_string(control.state))
             done = look(name, runs, lambda text: print(text, flush=True))
         except OpsError as error:  # it is down, or Prefect is
             print(error, flush=True)

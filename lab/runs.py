@@ -43,10 +43,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """Launches runs on the environment's worker. `api` and `ui` as in `python -m lab status --json`."""
+    """Launches runs on the environment's worker. `api`, `ui` and `auth` as in `python -m lab status --json`."""
 
     api: str
     ui: str
+    auth: str = field(repr=False)
 
     def run(self, deployment: str, parameters: Mapping[str, object], tell: Tell = silent, seconds: float = 600) -> Run:
         """Launch a deployment (`flow/name`) and wait for the end of its run, telling what it does meanwhile.
@@ -90,9 +91,13 @@ class Runs:
             Unreachable: it does not answer in time.
         """
 
+        user, _, password = self.auth.partition(":")
+
         def answer() -> httpx.Response:
             try:
-                found = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, trust_env=False)
+                found = httpx.request(
+                    method, f"{self.api}{path}", json=body, auth=(user, password), timeout=30, trust_env=False
+                )
             except httpx.HTTPError as error:
                 raise Unreachable(f"{type(error).__name__}") from None
             if found.status_code >= 500:

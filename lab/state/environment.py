@@ -19,6 +19,7 @@ def prefect_variables(layout: ControlLayout, state: ControlState) -> dict[str, s
     return {
         "PREFECT_HOME": str(layout.home),
         "PREFECT_API_URL": api_url(state),
+        "PREFECT_API_AUTH_STRING": auth_string(state),
         "PREFECT_UI_API_URL": api_url(state),
         "PREFECT_UI_URL": ui_url(state),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
@@ -39,6 +40,27 @@ def prefect_variables(layout: ControlLayout, state: ControlState) -> dict[str, s
 def api_url(state: ControlState) -> str:
     """The Prefect API."""
     return f"http://127.0.0.1:{state.port}/api"
+
+
+def auth_string(state: ControlState) -> str:
+    """Return user:password of the Prefect API: what its UI asks for, too."""
+    return ":".join(state.login)
+
+
+def server_variables(layout: ControlLayout, state: ControlState) -> dict[str, str]:
+    """Return the variables of the Prefect server."""
+    return {
+        **prefect_variables(layout, state),
+        "PREFECT_SERVER_API_AUTH_STRING": auth_string(state),
+        # Prefect's default is every origin: any page in a browser on this host could call the API.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{state.port},http://localhost:{state.port}",
+        # In memory, a slot that is held when the server restarts would stay taken for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # The recorder (3.9.1) tries the events of a deleted run again, one a flush, and everybody's later tasks
+        # wait: of 15 such tasks for 78 s at an interval of 1 s, the least there is. A larger batch is over in 6 s,
+        # but fails as a whole: after six times the tasks of healthy runs that are in it are lost.
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    }
 
 
 def ui_url(state: ControlState) -> str:

@@ -92,6 +92,12 @@ class ControlState:
     port: int
     supervisor_port: int
     supervisor_password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+
+    @property
+    def login(self) -> tuple[str, str]:
+        """User and password of the Prefect API."""
+        return "ops", self.password
 
 
 def load_state(path: Path) -> LabState | None:
@@ -119,7 +125,11 @@ def load_control(path: Path) -> ControlState | None:
         OpsError: the file is there and cannot be read.
     """
     try:
-        return ControlState(**json.loads(path.read_text()))
+        raw = json.loads(path.read_text())
+        state = ControlState(**raw)
+        if "password" not in raw:  # set up by an earlier version, whose Prefect had no log-in
+            save(path, state)
+        return state
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -156,6 +166,15 @@ def is_free(port: int) -> bool:
             listener.listen(1)
         except OSError:
             return False
+    return True
+
+
+def is_listening(port: int) -> bool:
+    """Return True if anybody accepts connections there. Unlike `is_free` this never takes the port for a moment."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
     return True
 
 

@@ -11,7 +11,7 @@ from lab.servers.nodes import Node
 from lab.servers.replication import RECEIVER_PROGRAM
 from lab.servers.services import LabServices
 from lab.servers.supervision import Service
-from lab.state.environment import api_url, ui_url
+from lab.state.environment import api_url, auth_string, ui_url
 from lab.state.state import LabState
 from runbook.errors import Unreachable
 
@@ -33,6 +33,7 @@ def read_status(name: str) -> dict[str, Any]:
         "running": healthy and bool(supervised),
         "root": str(services.layout.root),
         "prefect_api": api_url(control.state) if control else "",
+        "prefect_auth": auth_string(control.state) if control else "",
         "prefect_ui": ui_url(control.state) if control else "",
         "prefect_running": healthy,
         **_resources(services, supervised),

@@ -24,6 +24,7 @@ from lab.processes import exclusive
 from lab.state.base import base_directory
 from runbook.errors import OpsError
 from runbook.guard.lease import limit_name
+from tests.fixtures.prefect_client import login
 
 PAGE = 200  # the most that Prefect gives at once
 SECRET = "r3gister/p@ss word"
@@ -170,7 +171,7 @@ def test_the_zombie_automation_is_there_once(prefect_server: str, alone: None) -
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name("zombie-runs")
     assert found.enabled
-    body = httpx.post(f"{prefect_server}/automations/filter", json={}, timeout=120).json()
+    body = httpx.post(f"{prefect_server}/automations/filter", json={}, auth=login(), timeout=120).json()
     (kept,) = [one for one in body if one["name"] == "zombie-runs"]
     assert kept["trigger"]["posture"] == "Proactive"
     assert kept["trigger"]["within"] == deaths.ZOMBIE_SECONDS
@@ -208,7 +209,9 @@ def test_what_is_registered_is_listed_stays_off_and_can_be_removed(prefect_serve
             states.append(client.read_automations_by_name(own)[0].enabled)
             if len(states) == 3:
                 (found,) = client.read_automations_by_name(own)
-                httpx.patch(f"{prefect_server}/automations/{found.id}", json={"enabled": False}, timeout=120)
+                httpx.patch(
+                    f"{prefect_server}/automations/{found.id}", json={"enabled": False}, auth=login(), timeout=120
+                )
     assert states == [False, False, True, False], "what was registered paused begins; who switched it off wants it off"
     assert own in automations.remove(name)
     assert automations.remove(name) == []
@@ -233,7 +236,8 @@ SHARED = f"shared-{uuid.uuid4().hex}"
 
 def there(server: str, part: str) -> dict[str, str]:
     """Automations that Prefect has, by name, and the ids of their triggers: it counts and waits for each of those."""
-    body = httpx.post(f"{server}/automations/filter", json={"limit": 200}, timeout=120).raise_for_status().json()
+    address, wanted = f"{server}/automations/filter", {"limit": 200}
+    body = httpx.post(address, json=wanted, auth=login(), timeout=120).raise_for_status().json()
     return {one["name"]: one["trigger"]["id"] for one in body if part in one["name"]}
 
 

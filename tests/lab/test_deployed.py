@@ -31,6 +31,7 @@ from lab.demo import Demo
 from lab.progress import silent
 from lab.proof import Proof
 from tasks.host.services import start_services, stop_services
+from tests.fixtures.prefect_client import login
 from tests.lab.test_lab import command, pids
 from tests.recovery.objectives.test_options import forms, options, show
 
@@ -45,7 +46,8 @@ def flow_of(name: str) -> Flow[..., object] | None:
 
 def help_of(lab: Lab, flow: str, parameter: str) -> str:
     """What a deployed form says beside a field."""
-    found = httpx.get(f"{lab.status()['prefect_api']}/deployments/name/{flow}/{lab.name}", timeout=120).json()
+    address = f"{lab.status()['prefect_api']}/deployments/name/{flow}/{lab.name}"
+    found = httpx.get(address, auth=login(), timeout=120).json()
     return str(found["parameter_openapi_schema"]["properties"][parameter]["description"])
 
 
@@ -60,7 +62,7 @@ def test_up_again_changes_nothing(deployed: Lab) -> None:
 def test_no_schedule_runs_that_nobody_turned_on(deployed: Lab) -> None:
     status = deployed.status()
     body = {"work_pools": {"name": {"any_": [deployed.name]}}}
-    rows = httpx.post(f"{status['prefect_api']}/deployments/filter", json=body, timeout=120).json()
+    rows = httpx.post(f"{status['prefect_api']}/deployments/filter", json=body, auth=login(), timeout=120).json()
     scheduled = {found["entrypoint"].split(".")[-1]: found["paused"] for found in rows if found["schedules"]}
     assert scheduled["check_recovery_objectives"]
     assert all(scheduled.values()), "in a lab nothing runs that nobody turned on"

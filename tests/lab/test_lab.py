@@ -30,6 +30,7 @@ from lab.state.base import CHECKOUT
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tests.fixtures import forked
+from tests.fixtures.prefect_client import login
 from tests.fixtures.servers import separate_base
 
 SERVICES = [
@@ -210,7 +211,7 @@ def test_two_labs_beside_each_other(lab: Lab, second: Lab) -> None:
         connection.execute("CREATE TABLE IF NOT EXISTS only_here ()")
     with psycopg.connect(one["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT to_regclass('only_here')").fetchone() == (None,)
-    pools = httpx.post(f"{one['prefect_api']}/work_pools/filter", json={}, timeout=120).json()
+    pools = httpx.post(f"{one['prefect_api']}/work_pools/filter", json={}, auth=login(), timeout=120).json()
     assert {lab.name, second.name} <= {pool["name"] for pool in pools}
     second.down(remove=False)
     assert command("status", "--name", second.name).returncode == 1

@@ -23,7 +23,7 @@ from lab.client import Lab
 from lab.retention import LabUse
 from lab.runs import Run, Runs
 from lab.state.base import CHECKOUT
-from lab.state.environment import api_url, ui_url
+from lab.state.environment import api_url, auth_string, ui_url
 from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.backups import catalogue, manifest
@@ -120,7 +120,7 @@ def test_a_labs_wal_is_pruned_as_far_as_a_proven_base_backup_allows(
     replicate_backups.fn(deployed.name, kind="cluster")
     monkeypatch.setattr(retention, "LEAST_BYTES", 1)
     monkeypatch.setattr(retention, "SHARE", 0)
-    runs, told = Runs(api_url(control.state), ui_url(control.state)), list[str]()
+    runs, told = Runs(api_url(control.state), ui_url(control.state), auth_string(control.state)), list[str]()
     assert retention.look(deployed.name, runs, told.append), told
     # By the reports: of what the receiver still has, the archiver puts some back within ten minutes.
     reports = [json.loads(path.read_text()) for path in services.layout.reports.glob("*-prune-backups.json")]

@@ -110,9 +110,10 @@ def duty(deployed: Lab) -> Iterator[list[dict[str, Any]]]:
         kept.save(deployed.name, overwrite=True)
 
 
-def slots(api: str, limit: str) -> int:
+def slots(control: LabControl, limit: str) -> int:
     """How many hold it."""
-    found = httpx.get(f"{api}/v2/concurrency_limits/{limit}", timeout=60).raise_for_status().json()
+    address = f"{api_url(control.state)}/v2/concurrency_limits/{limit}"
+    found = httpx.get(address, auth=control.state.login, timeout=60).raise_for_status().json()
     return int(found["active_slots"])
 
 
@@ -121,13 +122,13 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
 ) -> None:
     _, control = lifecycle.existing(deployed.name)
     status, deployment, worker = deployed.status(), f"backup-database/{deployed.name}", f"worker-{deployed.name}"
-    api, lock = status["prefect_api"], f"env-{deployed.name}"
-    runs = Runs(api, status["prefect_ui"])
+    lock = f"env-{deployed.name}"
+    runs = Runs(status["prefect_api"], status["prefect_ui"], status["prefect_auth"])
     with backups_waiting(status["postgres"]["admin_dsn"]) as waiting:
         run = launch(runs, deployment)
         until(waiting, what="the backup at work", seconds=120)
         until(lambda: heartbeats(runs, run), what="the run's first heartbeat", seconds=120, every_seconds=0.5)
-        assert slots(api, lock) == 1, "it holds the environment's lock"
+        assert slots(control, lock) == 1, "it holds the environment's lock"
         before = control.supervisor.services()[worker].pid
         (engine,) = (process for process in processes_of(control, run) if "prefect.engine" in process.cmdline())
         assert os.getsid(engine.pid) == engine.pid, "its priority is its own (tasks/host/priority.py)"
@@ -151,7 +152,7 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
     assert (state["type"], state["name"]) == ("CRASHED", "Crashed")
     assert "zombie-runs" in state["message"]
 
-    until(lambda: slots(api, lock) == 0, what="a free lock", seconds=FREE_SECONDS, every_seconds=1)
+    until(lambda: slots(control, lock) == 0, what="a free lock", seconds=FREE_SECONDS, every_seconds=1)
     after("the lock free")
     until(lambda: duty, what="the alert at the receiver", seconds=ESCALATED_SECONDS, every_seconds=1)
     after("told")
@@ -166,7 +167,7 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
     assert again.completed, f"{again.state}: {again.message}"
     assert control.supervisor.services()[worker].pid == new, "by the worker of the restart"
     assert state_of(runs, run)["type"] == "CRASHED"
-    assert slots(api, lock) == 0
+    assert slots(control, lock) == 0
 
     over = {"incident": duty[0]["incident"], "by": "佐藤", "action": "resolve"}
     resolved = runs.run(f"acknowledge-incident/{deployed.name}", over, seconds=120)
@@ -196,11 +197,13 @@ def maintain(control: LabControl, tmp_path: Path) -> Iterator[Callable[[str], Ac
         actor.end()
 
 
-def pretend_host(api: str, host: str) -> str:
+def pretend_host(control: LabControl, host: str) -> str:
     """What Prefect knows of the only holder says that it is on another host: nobody here can see that it died."""
-    (variable,) = httpx.post(f"{api}/variables/filter", json={}).raise_for_status().json()
+    api, login = api_url(control.state), control.state.login
+    (variable,) = httpx.post(f"{api}/variables/filter", json={}, auth=login).raise_for_status().json()
     holder = json.loads(variable["value"]) | {"host": host}
-    httpx.patch(f"{api}/variables/{variable['id']}", json={"value": json.dumps(holder)}).raise_for_status()
+    body = {"value": json.dumps(holder)}
+    httpx.patch(f"{api}/variables/{variable['id']}", json=body, auth=login).raise_for_status()
     return str(variable["name"]).removesuffix("-holder")
 
 
@@ -217,23 +220,22 @@ def restart_prefect(control: LabControl) -> None:
 def test_a_dead_holder_s_lock_is_free_in_two_minutes_though_prefect_was_restarted(
     control: LabControl, maintain: Callable[[str], Actor]
 ) -> None:
-    api = api_url(control.state)
     holder = maintain("db-2")
     holder.says("held")
-    limit = pretend_host(api, "db-2")
+    limit = pretend_host(control, "db-2")
     holder.kill()
     died = time.monotonic()
     restart_prefect(control)
     print(f"Prefect answers again after {time.monotonic() - died:.0f} s")
 
-    assert slots(api, limit) == 1
+    assert slots(control, limit) == 1
     refused = maintain("db-1")
     assert refused.process.wait(180) == 1
     assert "is held by “Rebuild indexes”" in refused.text
     assert f"process {holder.pid} on db-2" in refused.text
 
     until(
-        lambda: slots(api, limit) == 0,
+        lambda: slots(control, limit) == 0,
         what="the end of the dead holder's lease",
         seconds=FREE_SECONDS,
         every_seconds=0.5,

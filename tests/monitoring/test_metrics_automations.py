@@ -28,6 +28,7 @@ from runbook.wait import until
 from tasks.monitoring import events, state
 from tasks.monitoring.hysteresis import AlarmState
 from tests.fixtures import forked
+from tests.fixtures.prefect_client import login
 from tests.monitoring.watched import NAME, Backend, Watched, backend, small_postgres, small_redis, watched
 from tests.runbook.processes import prefect_server, system
 from tests.runbook.system import EFFECT, System
@@ -223,7 +224,7 @@ def _pending(run: FlowRun) -> None:
 def told_of(server: str, resource: str) -> list[str]:
     """Events of a resource that Prefect has."""
     body = {"filter": {"resource": {"id": [resource]}, "order": "ASC"}}
-    found = httpx.post(f"{server}/events/filter", json=body, timeout=120)
+    found = httpx.post(f"{server}/events/filter", json=body, auth=login(), timeout=120)
     if found.status_code != 200:
         raise Unreachable(found.text[:200])
     return [event["event"] for event in found.json()["events"]]

@@ -132,7 +132,7 @@ def _of_providers(lab: LabServices) -> Iterator[str]:
 
 def _of_prefect(lab: LabServices) -> Iterator[str]:
     name, (_, control) = lab.layout.name, lifecycle.existing(lab.layout.name)
-    with httpx.Client(base_url=api_url(control.state), timeout=20, trust_env=False) as client:
+    with httpx.Client(base_url=api_url(control.state), auth=control.state.login, timeout=20, trust_env=False) as client:
         limit = client.get(f"/v2/concurrency_limits/env-{name}")
         if limit.is_success:
             yield f"{limit.json()['active_slots']} runs hold the lock of {name}"

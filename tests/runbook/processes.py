@@ -100,7 +100,6 @@ def actors(tmp_path: Path) -> Iterator[list[Actor]]:
 @pytest.fixture(scope="session")
 def prefect_server() -> str:
     """The address of the tests' Prefect server: the lab's, without the lab. The session's end stops it."""
-    control = LabControl.prepare(create_base()).launch()
-    control.wait()
+    control = LabControl.prepare(create_base()).launch().wait()
     assert os.environ["PREFECT_API_URL"] == api_url(control.state), "a stranger took its port: run the tests again"
     return api_url(control.state)

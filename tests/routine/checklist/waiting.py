@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 from prefect import Flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
 from deployments import register
@@ -25,7 +25,7 @@ from lab.control import LabControl
 from lab.processes import exclusive
 from lab.runs import Runs
 from lab.state.base import base_directory
-from lab.state.environment import prefect_variables
+from lab.state.environment import api_url, auth_string, prefect_variables
 from runbook.wait import until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,7 +54,7 @@ class Waiting:
     @property
     def runs(self) -> Runs:
         base = f"http://127.0.0.1:{self.control.state.port}"
-        return Runs(f"{base}/api", f"{base}/v2")
+        return Runs(f"{base}/api", f"{base}/v2", auth_string(self.control.state))
 
     @property
     def reports(self) -> Path:
@@ -165,9 +165,9 @@ def waiting(
     kept = {key: os.environ.get(key) for key in ("OPS_ENVIRONMENT", "OPS_ENVIRONMENT_FILE")}
     os.environ |= {"OPS_ENVIRONMENT": name, "OPS_ENVIRONMENT_FILE": str(path)}
     try:
-        api = prefect_variables(control.layout, control.state)["PREFECT_API_URL"]
+        settings = {PREFECT_API_URL: api_url(control.state), PREFECT_API_AUTH_STRING: auth_string(control.state)}
         with (
-            temporary_settings({PREFECT_API_URL: api}),
+            temporary_settings(settings),
             exclusive(base_directory() / ".deploy.lock"),
         ):  # Prefect's own registration of block types races
             register.register(name)
