@@ -22,7 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_type_hints
 
-import httpx
 import yaml  # type: ignore[import-untyped]
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError, TerminationSignal
@@ -37,9 +36,11 @@ from runbook.guard.alone import OPTION, refuse_maintenance
 from runbook.language.say import say, use_language
 from runbook.report import Report
 from runbook.wait import until
+from tasks.prefect.client import serves
 
 CONTENTS = Path(__file__).parents[1] / "prefect.yaml"
 PREFECT_SECONDS = 10.0
+HALF_DEAD = "Prefect does not answer a query of its database: this run continues without Prefect"
 USAGE = f"python -m flows.launch RUNBOOK environment=NAME [parameter=value …] [{OPTION}]"
 
 
@@ -125,6 +126,8 @@ def launch(
     try:
         given = checked(flow, parameters)
         answers = not alone and prefect_answers()
+        if not (answers or alone) and PREFECT_API_URL.value():
+            print(_said(HALF_DEAD, parameters), file=sys.stderr)
         refusing = contextlib.nullcontext() if answers or alone or without_prefect else refuse_maintenance()
         with refusing, _reported_if_terminated():
             report = call_approved(flow.name, flow if answers else flow.fn, given)
@@ -133,7 +136,7 @@ def launch(
         print(error.report.titled_sentence, file=sys.stderr)
         return 1
     except OpsError as error:
-        print(_said(error, parameters), file=sys.stderr)
+        print(_said(str(error), parameters), file=sys.stderr)
         return 1
     print(f"{_described(describe, report)}{report.titled_sentence}\nreport: {report.path}")
     return 0
@@ -144,14 +147,14 @@ def _described(describe: Callable[[Report], str], report: Report) -> str:
         return describe(report)
 
 
-def _said(error: OpsError, parameters: Mapping[str, Any]) -> str:
-    """The error, in the language of the environment where it is known."""
+def _said(text: str, parameters: Mapping[str, Any]) -> str:
+    """The text, in the language of the environment where it is known."""
     try:
         language = Environment.find(parameters["environment"]).language
     except (OpsError, KeyError):
-        return str(error)
+        return text
     with use_language(language):
-        return say(str(error))
+        return say(text)
 
 
 @contextlib.contextmanager
@@ -178,19 +181,16 @@ def _reported_if_terminated() -> Iterator[None]:
 
 
 def prefect_answers() -> bool:
-    """Whether a Prefect server answers, even under load: only Prefect's lock stops runs on other hosts."""
-    address = PREFECT_API_URL.value()
-    if not address:
+    """Return True if a Prefect server and its database answer, even under load: only Prefect's lock stops runs on other
+    hosts.
+
+    Raises:
+        OpsError: it refuses this process's log-in.
+    """
+    if not PREFECT_API_URL.value():
         return False
-
-    def answered() -> bool:
-        try:
-            return bool(httpx.get(f"{address}/health", timeout=3, trust_env=False).status_code)
-        except httpx.HTTPError:
-            return False
-
     try:
-        return until(answered, what="an answer of Prefect", seconds=PREFECT_SECONDS)
+        return until(lambda: serves(PREFECT_SECONDS), what="an answer of Prefect", seconds=PREFECT_SECONDS)
     except Unreachable:
         return False
 

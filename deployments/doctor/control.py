@@ -50,11 +50,18 @@ def look_at_api() -> Iterator[DoctorLine]:
             stranger = client.get("/admin/version")
             answer = client.get("/admin/version", auth=(user, password)) if user else stranger
             answered = time.time()
-            settings = client.get("/admin/settings", auth=(user, password) if user else None)
+            login = (user, password) if user else None
+            settings = client.get("/admin/settings", auth=login)
+            counted = client.post("/flows/count", json={}, auth=login)
         except httpx.HTTPError as error:
             raise Unreachable(f"Prefect at {address} does not answer: {type(error).__name__}", "start it") from None
     if answer.is_error:
         raise OpsError(f"Prefect at {address} answers {answer.status_code}", "correct PREFECT_API_AUTH_STRING")
+    if counted.is_error:
+        raise OpsError(
+            f"Prefect at {address} answers, but its database does not ({counted.status_code})",
+            "check Prefect's database and its log: no run can start",
+        )
     yield DoctorLine(f"Prefect {answer.json()} at {address} answers")
     yield expect(
         stranger.status_code == httpx.codes.UNAUTHORIZED,

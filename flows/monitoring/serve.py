@@ -20,9 +20,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-import httpx
-from prefect.settings import PREFECT_API_URL
-
 from blocks.environment import Environment
 from flows.monitoring.exposition import Exposition, known_of, serve
 from flows.monitoring.frequent import FrequentChecks
@@ -35,6 +32,7 @@ from flows.recovery.objectives.check import serves_elsewhere
 from flows.recovery.objectives.points import read_recovery_points
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from tasks.prefect.client import serves
 from tasks.recovery_points import standing
 
 EVERY_SECONDS, REPORT_SECONDS, ANSWER_SECONDS = 60.0, 3600.0, 3.0
@@ -153,13 +151,10 @@ def _refresh(env: Environment) -> None:
 
 
 def is_there() -> bool:
-    """Whether Prefect answers now. This starts no temporary server."""
-    address = PREFECT_API_URL.value()
-    if not address:
-        return False
+    """Return True if Prefect and its database answer now. This starts no temporary server."""
     try:
-        return httpx.get(f"{address}/health", timeout=ANSWER_SECONDS, trust_env=False).is_success
-    except httpx.HTTPError:
+        return serves(ANSWER_SECONDS)
+    except OpsError:  # sending events reports the refused log-in
         return False
 
 

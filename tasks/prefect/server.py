@@ -142,7 +142,7 @@ def read_api(server: PrefectServer) -> PrefectAnswer:
 
 @probe
 def answers(server: PrefectServer) -> bool:
-    """Whether the API gives any answer: only then leases are renewed and given out."""
+    """Return True if the API gives any answer: it renews leases also where its database is away."""
     with contextlib.suppress(httpx.HTTPError), _client(server) as client:
         return bool(client.get("/health").status_code)
     return False
