@@ -163,7 +163,7 @@ def marked(configuration: Path) -> list[psutil.Process]:
 def listener(port: int) -> psutil.Process | None:
     """Return the process that listens on a TCP port; None if there is none, or if it is another user's."""
     for connection in psutil.net_connections("tcp4"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1:] == (port,) and connection.pid:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(connection.pid)
                 return process if process.uids().real == os.geteuid() else None

@@ -50,7 +50,7 @@ def look_at_api() -> Iterator[DoctorLine]:
             stranger = client.get("/admin/version")
             answer = client.get("/admin/version", auth=(user, password)) if user else stranger
             answered = time.time()
-            login = (user, password) if user else None
+            login = (user, password) if user else httpx.USE_CLIENT_DEFAULT
             settings = client.get("/admin/settings", auth=login)
             counted = client.post("/flows/count", json={}, auth=login)
         except httpx.HTTPError as error:

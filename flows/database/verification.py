@@ -87,7 +87,7 @@ def _prepared(env: Environment, backup: Backup, jobs: int) -> Iterator[PrivateSe
         else:
             dump, unpacked = dump_in(backup), None
             if dump.form != "plain":
-                form = readable(env.postgres, dump.path, dump.unpacking, jobs)
+                form = readable(env.postgres, dump.path, dump.unpacking, jobs, dump.text_bytes)
                 unpacked = pool.submit(stack.enter_context, form)
             begun = PrivateServer(cluster, unpacked)
         yield begun

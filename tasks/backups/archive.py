@@ -142,7 +142,7 @@ def unpack(source: Path, target: Path, entries: Sequence[ArchiveEntry]) -> None:
     made: set[str] = set()
     directories: list[tuple[Path, ArchiveEntry]] = []
     target.mkdir(mode=0o700)
-    with _opened(source) as tar:
+    with _opened(source, entries) as tar:
         for member in tar:
             entry = _require_named(member, named, made)
             path = target / member.name
@@ -172,7 +172,7 @@ def unpack_some(
     named = {entry.path: entry for entry in entries}
     made: set[str] = set()
     target.mkdir(mode=0o700, parents=True)
-    with _opened(source) as tar:
+    with _opened(source, entries) as tar:
         for member in tar:
             entry = _require_named(member, named, made)
             content = tar.extractfile(member) if entry.kind == "file" and wanted(entry) else None
@@ -205,7 +205,7 @@ def compare_members(source: Path, entries: Sequence[ArchiveEntry]) -> list[str]:
     """How an archive differs from its entries, as sentences, read as a restore reads it but not unpacked."""
     named, seen, problems = {entry.path: entry for entry in entries}, set[str](), root_problems(entries)
     try:
-        with _opened(source) as tar:
+        with _opened(source, entries) as tar:
             for member in tar:
                 entry = _require_named(member, named, seen)
                 if entry.kind == "file" and not _is_same(tar, member, entry):
@@ -222,11 +222,16 @@ def _is_same(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: ArchiveEntry)
     return (member.size, digest.hexdigest()) == (entry.size, entry.sha256)
 
 
+HEADERS_BYTES = 16 << 10
+"""The most that a member of a tar has besides its content: paths and link targets have 4,096 bytes at most."""
+
+
 @contextlib.contextmanager
-def _opened(source: Path) -> Iterator[tarfile.TarFile]:
-    """An archive, read from front to end."""
+def _opened(source: Path, entries: Sequence[ArchiveEntry]) -> Iterator[tarfile.TarFile]:
+    """An archive, read from front to end, and no further than its entries reach."""
+    most = sum(entry.size for entry in entries) + (len(entries) + 2) * HEADERS_BYTES
     try:
-        with codec.reader(source) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
+        with codec.reader(source, most) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             yield tar
     except (tarfile.TarError, *codec.UNREADABLE, FileNotFoundError) as error:
         raise VerificationFailed(f"{source.name} cannot be read to its end: {error}", OTHER_BACKUPS) from None

@@ -264,7 +264,7 @@ def verify_base(postgres: Postgres, directory: Path) -> FileSum:
 
 def _read_back(archive: Path, stored: IO[bytes], wal: Path) -> tuple[FileComparison, bytes]:
     files, manifest = FileComparison(), b""
-    with members(archive, stored) as found:
+    with members(archive, codec.UNBOUNDED, stored) as found:
         for member, content in found:
             name = member.name
             if name == MANIFEST:

@@ -24,6 +24,7 @@ from tasks.backups.manifest import FileSum
 from tasks.backups.read_ahead import read_ahead
 from tasks.cluster.postgres_manifest import CONTROL, MANIFEST, WAL_FOLDER, FileComparison, PostgresManifest
 from tasks.stores.directory import told
+from tasks.wal.format.names import MOST_SEGMENT_BYTES, lsn_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -33,6 +34,10 @@ BASE = "base.tar.zst"
 GZIP_BASE, GZIP_WAL = "base.tar.gz", "pg_wal.tar.gz"
 """What earlier versions wrote instead."""
 CHUNK_BYTES = 1 << 20
+_ADDED_BYTES = 16 << 20
+"""Of a file that PostgreSQL's manifest does not list, such as postgresql.auto.conf."""
+_HEADERS_BYTES = 2 * tarfile.BLOCKSIZE
+"""Of a member: its header, and what fills its last block."""
 _REFUSED_HERE = re.compile(
     "Permission denied|Operation not permitted|Cannot allocate memory|out of memory|Read-only file system|quota"
     "|Cannot exec|Too many open files"
@@ -58,16 +63,18 @@ def require_health(error: CommandFailed, what: str, directory: Path) -> None:
 
 
 @contextmanager
-def members(archive: Path, source: IO[bytes] | None = None) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
-    """The directories and files of a compressed tar, from front to end, each with its content. `source`: the archive's
-    bytes, if they are read from somewhere else.
+def members(
+    archive: Path, most: int, source: IO[bytes] | None = None
+) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
+    """The directories and files of a compressed tar, from front to end, each with its content. `most`: the bytes of the
+    tar at most; `source`: the archive's bytes, if they are read from somewhere else.
 
     Raises:
         VerificationFailed: it is missing or damaged, or has a member that no base backup has.
     """
     try:
         with (
-            codec.reader(source or archive) as content,
+            codec.reader(source or archive, most) as content,
             read_ahead(content) as plain,
         ):
             yield _checked(plain)
@@ -112,6 +119,21 @@ class _Content:
         return found
 
 
+def tar_bytes(manifest: PostgresManifest) -> int:
+    """The most that the tar of a base backup has: its files, the manifest itself and the WAL. Directories without files
+    are few; of the WAL the whole first and last segment, whose size the manifest does not state."""
+    wal = sum(lsn_of(one.end) - lsn_of(one.start) + 2 * MOST_SEGMENT_BYTES for one in manifest.wal)
+    return manifest.bytes + wal + (2 * len(manifest.files) + 10_000) * _HEADERS_BYTES
+
+
+def _require_size(manifest: PostgresManifest, name: str, bytes_: int) -> None:
+    """Raises VerificationFailed before a file is written that is larger than PostgreSQL's manifest or a segment."""
+    listed = manifest.files[name][0] if name in manifest.files else 0
+    most = MOST_SEGMENT_BYTES if name.startswith(WAL_FOLDER) else max(listed, _ADDED_BYTES)
+    if bytes_ > most:
+        raise VerificationFailed(f"{name} has {bytes_:,} bytes, expected were at most {most:,}", OTHER_BACKUPS)
+
+
 def archives_of(backup: Path) -> list[tuple[Path, str]]:
     """The tars of a base backup, each with the folder that it is unpacked into."""
     if (backup / BASE).exists():
@@ -127,9 +149,11 @@ def extract(backup: Path, target: Path, wanted: Callable[[str], object]) -> None
         OpsError: the cause is this host.
     """
     archive, _ = archives_of(backup)[0]
-    with members(archive) as found:
+    manifest = PostgresManifest.read(backup)
+    with members(archive, tar_bytes(manifest)) as found:
         for member, content in found:
             if member.isreg() and wanted(member.name):
+                _require_size(manifest, member.name, member.size)
                 with told(target):
                     (target / member.name).parent.mkdir(parents=True, exist_ok=True)
                 write(target / member.name, 0o600, content)
@@ -149,7 +173,7 @@ def unpack(backup: Path, data: Path, *, wal: bool = True) -> None:
             (data / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder and not wal:
             continue
-        with members(archive) as found:
+        with members(archive, tar_bytes(manifest)) as found:
             for member, content in found:
                 name = folder + member.name
                 if name == MANIFEST or (name.startswith(WAL_FOLDER) and not wal):
@@ -158,6 +182,7 @@ def unpack(backup: Path, data: Path, *, wal: bool = True) -> None:
                     with told(data / name):
                         (data / name).mkdir(mode=member.mode & 0o777, exist_ok=True)
                 else:
+                    _require_size(manifest, name, member.size)
                     files.add(name, *write(data / name, member.mode & 0o777, content))
     if CONTROL in files.found:
         files.control = (data / CONTROL).read_bytes()

@@ -18,6 +18,7 @@ from runbook import shell
 from runbook.errors import OpsError
 from tasks.backups import codec
 from tasks.backups import manifest as manifests
+from tasks.wal.format.names import MOST_SEGMENT_BYTES
 
 _ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})(?P<ending>\.(?:zst|gz))")
 _UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")
@@ -72,7 +73,7 @@ def alter_segment(archive: Path, segment: str, offset: int, *, resum: bool) -> s
                 f"{path.name} is encrypted: it cannot be altered with a right checksum",
                 "run the drill in an environment without encryption",
             )
-        content = bytearray(codec.decompress(path.read_bytes()))
+        content = bytearray(codec.decompress(path.read_bytes(), MOST_SEGMENT_BYTES))
         if offset < len(content):
             content[offset] ^= 1
         path.unlink()

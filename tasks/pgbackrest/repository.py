@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import re
 import tempfile
@@ -16,19 +17,26 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from blocks.postgres.server import Postgres
 from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from tasks.backups import codec
 from tasks.pgbackrest.command import INHERIT, argv_of, call, environment_of
-from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment
+from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment, read_unpacked
 
 _NAME = re.compile(
     r"(?:.*/)?(?:(?P<segment>[0-9A-F]{24})-(?P<sha1>[0-9a-f]{40})(?:\.(?P<packed>\w+))?"
     r"|(?P<history>[0-9A-F]{8})\.history)"
 )
-_UNPACK: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, "gz": gzip.decompress, "bz2": bz2.decompress}
+_UNPACK: Mapping[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    "": lambda file: file,
+    "gz": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
+    "bz2": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
+}
+OTHER_COPIES = "search for another copy: in another pgBackRest repository, or in the primary's pg_wal"
 _READ_ONLY = "only pgBackRest writes to its archive"
 
 
@@ -126,12 +134,14 @@ class RepositoryArchive(Archive):
             raise OpsError(f"{stored.of} is compressed by {packed}, which is not supported here", hint)
         content = self.place.get(stored.name)
         try:
-            found = _UNPACK[packed](content)
+            found = read_unpacked(stored.of, _UNPACK[packed](io.BytesIO(content)))
+        except codec.Oversized as error:
+            raise VerificationFailed(f"{stored.of} in {self.place.where} is damaged: {error}", OTHER_COPIES) from None
         except (OSError, EOFError, ValueError, zlib.error):
             found = b""
         if stored.sha256 and hashlib.sha1(found, usedforsecurity=False).hexdigest() != stored.sha256:
             raise VerificationFailed(
                 f"{stored.of} in {self.place.where} is damaged: its SHA-1 differs",
-                "search for another copy: in another pgBackRest repository, or in the primary's pg_wal",
+                OTHER_COPIES,
             )
         return found

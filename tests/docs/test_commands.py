@@ -40,6 +40,11 @@ TEXTS = {
 # Of a production host, or of another program's own documentation: looked at by a person.
 REVIEWED = {
     "set -a; . /etc/interview-ops/secrets.env; set +a": "a file of the reader's own",
+    "set -a; . deployments/environments/prefect.env; set +a": "as tests/stranger/test_guide.py types it",
+    (
+        "(umask 077; python -c 'import secrets; print(\"PREFECT_API_AUTH_STRING=ops:\" + secrets.token_hex(24))' "
+        "| tee deployments/environments/prefect.env)"
+    ): "as tests/stranger/test_guide.py types it",
     "cd interview-ops": "after the clone",
     "python -c 'import pyotp; print(pyotp.random_base32())'": "as tests/routine/test_approval.py calls it",
     'python -X importtime -c "import NAME"': "Python's own option",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,15 @@ class Reader:
     def own(self, text: str) -> str:
         """A block with this host's ports and directory."""
         text = text.replace(":4200", f":{self.ports['prefect']}").replace(":8000", f":{self.ports['application']}")
+        text = text.replace("deployments/environments/prefect.env", f"{self.directory}/prefect.env")
         return text.replace("/mnt/backups", f"{self.directory}/backups")
+
+    @property
+    def auth(self) -> str:
+        """User and password of Prefect, as the guide's command generated them."""
+        file = self.directory / "prefect.env"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        return file.read_text().strip().removeprefix("PREFECT_API_AUTH_STRING=")
 
     def type(self, text: str, code: int = 0) -> str:
         """A block, to its end."""
@@ -151,11 +160,11 @@ def test_adopted_destroyed_and_restored(stranger: Stranger, reader: Reader, tmp_
         listed = descriptions(reader)
         assert listed, "deployed"
         assert listed == {entrypoint: shown(entrypoint, "en") for entrypoint in listed}
-        with reader.running(f"{before_worker.splitlines()[0]}\n{worker}"):
+        with reader.running("\n".join([*before_worker.splitlines()[:2], worker])):
             reader.type(runs)
             before = stranger.content()
             stranger.destroy()
-            restore_in_the_browser(f"http://127.0.0.1:{reader.ports['prefect']}/v2", tmp_path)
+            restore_in_the_browser(f"http://127.0.0.1:{reader.ports['prefect']}/v2", tmp_path, reader.auth)
     planned, restored = (one["status"] for one in reader.reports("*full-restore*"))
     assert planned == "PLANNED"
     assert restored in ("OK", "WARN"), reader.findings()
@@ -163,9 +172,9 @@ def test_adopted_destroyed_and_restored(stranger: Stranger, reader: Reader, tmp_
     assert stranger.ready()
 
 
-def restore_in_the_browser(address: str, pictures: Path) -> None:
+def restore_in_the_browser(address: str, pictures: Path, auth: str) -> None:
     """The form of full-restore, with the environment's name in confirm."""
-    with operator(address, NAME, pictures) as somebody:
+    with operator(address, NAME, pictures, auth) as somebody:
         somebody.choose("full-restore", "recovery")
         form = somebody.custom_run()
         form.text("confirm").fill(NAME)
@@ -184,7 +193,11 @@ def answers(reader: Reader) -> bool:
 def descriptions(reader: Reader) -> dict[str, str]:
     """What the reader's server shows of each deployment, by entrypoint; start-here shows its table besides."""
     found: list[dict[str, str]] = []
-    with httpx.Client(base_url=f"http://127.0.0.1:{reader.ports['prefect']}/api", trust_env=False) as client:
+    address, (user, _, password) = f"http://127.0.0.1:{reader.ports['prefect']}/api", reader.auth.partition(":")
+    with httpx.Client(base_url=address, auth=(user, password), trust_env=False) as client:
+        stranger = httpx.post(f"{address}/deployments/filter", json={}, headers={"Origin": "https://example.com"})
+        assert stranger.status_code == httpx.codes.UNAUTHORIZED
+        assert "access-control-allow-origin" not in stranger.headers
         while page := client.post("/deployments/filter", json={"limit": 200, "offset": len(found)}).json():
             found += page
     return {one["entrypoint"]: one["description"] for one in found if not one["entrypoint"].endswith(".start_here")}

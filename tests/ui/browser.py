@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -252,13 +253,15 @@ def given(address: str) -> dict[str, Any]:
 
 
 @contextmanager
-def operator(address: str, environment: str, pictures: Path) -> Iterator[Operator]:
-    """Chromium with an empty profile, in Tokyo, that reaches nothing but the Prefect server."""
+def operator(address: str, environment: str, pictures: Path, auth: str) -> Iterator[Operator]:
+    """Chromium with an empty profile but for the log-in, in Tokyo, that reaches nothing but the Prefect server."""
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(address))
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         context = chromium.new_context(viewport=SIZE, locale="ja-JP", timezone_id="Asia/Tokyo")  # type: ignore[arg-type]
         context.set_default_timeout(SECONDS * 1000)
+        login = b64encode(auth.encode()).decode()  # as the UI keeps what a person typed into it
+        context.add_init_script(f"localStorage.setItem('prefect-password', '{login}')")
         page = context.new_page()
         somebody = Operator(page, address, environment, pictures)
         page.context.route(lambda url: not url.startswith((origin, "data:", "blob:")), lambda route: route.abort())

@@ -35,5 +35,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def somebody(place: Lab, tmp_path: Path) -> Iterator[Operator]:
     """An operator with a fresh browser."""
     kept = os.environ.get(KEEP)
-    with operator(place.environ()["PREFECT_UI_URL"], place.name, ROOT / kept if kept else tmp_path) as one:
+    address, auth = (place.environ()[name] for name in ("PREFECT_UI_URL", "PREFECT_API_AUTH_STRING"))
+    with operator(address, place.name, ROOT / kept if kept else tmp_path, auth) as one:
         yield one

@@ -207,10 +207,16 @@ def unpacked_bytes(postgres: Postgres, files: Mapping[str, FileSum], text_bytes:
 
 @contextmanager
 def readable(
-    postgres: Postgres, dump: Path, place: Path | None, jobs: int, numbers: Collection[str] | None = None
+    postgres: Postgres,
+    dump: Path,
+    place: Path | None,
+    jobs: int,
+    text_bytes: int,
+    numbers: Collection[str] | None = None,
 ) -> Iterator[Path]:
     """A dump as this pg_restore can read it: the directory itself, or its plain form in `place`, which is deleted at
-    the end. `place`: None if it is not a backup's; `numbers`: of the entries whose rows are needed; None: all.
+    the end. `place`: None if it is not a backup's; `text_bytes`: as in `unpacked_bytes`; `numbers`: of the entries
+    whose rows are needed; None: all.
 
     Raises:
         OpsError: there is not enough free disk space.
@@ -223,7 +229,7 @@ def readable(
         place.mkdir(parents=True, mode=0o700)
         largest_first = sorted(dump.iterdir(), key=lambda path: -path.stat().st_size)
         with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(lambda path: _unpack(path, place, numbers), largest_first):
+            for _ in pool.map(lambda path: _unpack(path, place, text_bytes, numbers), largest_first):
                 pass
         yield place
     except OSError as error:
@@ -236,7 +242,7 @@ def readable(
             place.parent.rmdir()
 
 
-def _unpack(path: Path, place: Path, numbers: Collection[str] | None) -> None:
+def _unpack(path: Path, place: Path, text_bytes: int, numbers: Collection[str] | None) -> None:
     number = path.name.partition(".")[0]
     if path.name == CONTENTS:
         shutil.copyfile(path, place / CONTENTS)
@@ -246,7 +252,7 @@ def _unpack(path: Path, place: Path, numbers: Collection[str] | None) -> None:
     elif numbers is None or number in numbers:
         with (
             codec.readable(path.name, OTHER_BACKUPS),
-            codec.reader(path) as source,
+            codec.reader(path, text_bytes or codec.UNBOUNDED) as source,
             (place / path.stem).open("wb") as target,
         ):
             shutil.copyfileobj(source, target, UNPACK_BYTES)

@@ -48,7 +48,7 @@ class DumpSource:
     whose CHECK constraints are not checked. `relations`: number of its tables and sequences, if known. `stored`:
     generated columns whose tables are filled from the backup's own files. `accepted`: objects that an operator leaves
     out. `unpacking`: where the dump is unpacked for programs that cannot read its compression; None: nowhere.
-    `unpacked`: that form, or the dump itself, if it is ready.
+    `text_bytes`: of its rows before compression; 0: unknown. `unpacked`: that form, or the dump itself, if it is ready.
     """
 
     path: Path
@@ -63,6 +63,7 @@ class DumpSource:
     stored: tuple[Uncomputable, ...] = ()
     accepted: tuple[str, ...] = ()
     unpacking: Path | None = None
+    text_bytes: int = 0
     unpacked: Path | None = None
 
     @property
@@ -103,7 +104,7 @@ def fill(postgres: Postgres, source: DumpSource, database: str, oid: int, jobs: 
     with progress(restored):
         if source.form == "plain":
             return run_plain(postgres, source.path, database, settings, source.hint, source.relations, source.accepted)
-        form = readable(postgres, source.path, source.unpacking, jobs)
+        form = readable(postgres, source.path, source.unpacking, jobs, source.text_bytes)
         with nullcontext(source.unpacked) if source.unpacked else form as dump:
             return _pg_restore(postgres, source, dump, database, jobs, settings)
 

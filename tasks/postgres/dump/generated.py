@@ -117,7 +117,8 @@ def load_rows(postgres: Postgres, directory: Path, database: str, columns: Colle
             try:
                 with (
                     codec.readable(file, OTHER_BACKUPS),
-                    codec.reader(directory / file) as source,
+                    # A manifest has the number of the rows, not their size; they go to the server.
+                    codec.reader(directory / file, codec.UNBOUNDED) as source,
                     connection.transaction(),
                     _plain(connection, name),
                     connection.cursor() as cursor,

@@ -92,7 +92,7 @@ def dump_in(backup: Backup) -> DumpSource:
     """The dump of a fetched database backup."""
     content = content_in(backup)
     source = source_in(backup.path, content.bytes, parts=content.part == "tables")
-    source = replace(source, unpacking=unpacking_in(backup))
+    source = replace(source, unpacking=unpacking_in(backup), text_bytes=content_in(backup).text_bytes)
     if source.form == "plain":
         return replace(source, relations=len(content.tables) + len(content.sequences))
     fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)

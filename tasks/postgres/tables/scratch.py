@@ -159,7 +159,8 @@ def fill_tables(
     ):
         workers = max(1, min(jobs, len(entries)))  # more would only sort the whole dump's dependencies
         numbers = {line.partition(";")[0] for line in entries}
-        with readable(postgres, backup.path / DUMP, unpacking_in(backup), workers, numbers) as dump:
+        text_bytes = content_in(backup).text_bytes
+        with readable(postgres, backup.path / DUMP, unpacking_in(backup), workers, text_bytes, numbers) as dump:
             done = _restore(postgres, dump, scratch.database, f"--use-list={chosen}", f"--jobs={workers}")
         load_rows(postgres, backup.path, scratch.database, stored)
     return Copy(scratch.database, scratch.oid, done.seconds)

@@ -25,6 +25,8 @@ from tasks.backups import codec
 EXPIRING = f"expiring.tsv{codec.ENDING}"
 OLD_EXPIRING = "expiring.tsv.gz"
 """Of versions before zstd."""
+_LINE_BYTES = 256
+"""A line has a database, a time, a digest and a word: a hundred bytes."""
 COLUMNS = ("database", "keys without TTL", "found", "content equal", "keys with TTL ahead", "found", "expired since")
 
 
@@ -119,14 +121,14 @@ class RedisComparison:
 class _Expiring:
     """The comparison of two lists of expiring keys: counts by (database, kind)."""
 
-    def __init__(self, expected: Path, actual: Path, now_ms: int) -> None:
-        found = set(lines_of(actual))
+    def __init__(self, required: RedisContent, expected: Path, copied: RedisContent, actual: Path) -> None:
+        found, now_ms = set(lines_of(actual, copied)), copied.read_ended_ms
         self.required: Counter[tuple[int, str]] = Counter()
         self.found: Counter[tuple[int, str]] = Counter()
         self.gone: Counter[tuple[int, str]] = Counter()
         self.missing: Counter[tuple[int, str]] = Counter()
         self.first_missing: dict[tuple[int, str], int] = {}
-        for line in lines_of(expected):
+        for line in lines_of(expected, required):
             database, expires, what = _parsed(line)
             if line in found:
                 found.discard(line)
@@ -148,7 +150,7 @@ def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual
     An expiring key is required if it had not expired at the end of the reading, and must be missing if it had expired
     before. A key that is only in the copy is a difference too.
     """
-    lines = _Expiring(expiring, actual_expiring, actual.read_ended_ms)
+    lines = _Expiring(expected, expiring, actual, actual_expiring)
     numbers = sorted({*expected.databases, *actual.databases, *(key[0] for key in lines.strange)})
     differences: list[str] = []
     proofs = []
@@ -223,9 +225,10 @@ def _functions(expected: RedisContent, actual: RedisContent) -> list[str]:
     return [f"function libraries differ: {', '.join(changed)}"] if changed else []
 
 
-def lines_of(sidecar: Path) -> Iterator[bytes]:
-    """The lines of a list of expiring keys."""
-    with codec.readable(sidecar.name, OTHER_BACKUPS), codec.reader(sidecar) as file:
+def lines_of(sidecar: Path, content: RedisContent) -> Iterator[bytes]:
+    """The lines of the list of expiring keys of that content."""
+    count = sum(one.expiring_keys + one.expiring_fields for one in content.databases.values())
+    with codec.readable(sidecar.name, OTHER_BACKUPS), codec.reader(sidecar, (count + 1) * _LINE_BYTES) as file:
         yield from io.BufferedReader(cast(io.RawIOBase, file), codec.CHUNK_BYTES)  # twice as fast as the stream itself
 
 

@@ -323,7 +323,7 @@ def expected_keys(backup: Backup) -> dict[int, int]:
     content = RedisContent.model_validate(backup.manifest.content)
     now, ahead = datetime.now(UTC).timestamp() * 1000, Counter[int]()
     with contextlib.suppress(FileNotFoundError, VerificationFailed):
-        for line in lines_of(expiring_in(backup.path)):
+        for line in lines_of(expiring_in(backup.path), content):
             number, expires, _, what = line.rstrip(b"\n").split(b"\t")
             ahead[int(number)] += what == b"key" and int(expires) > now
     return {number: found.persistent_keys + ahead[number] for number, found in content.databases.items()}

@@ -16,10 +16,12 @@ Earlier versions compressed with gzip (`.gz` instead of `.zst`). Those files sta
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import IO
 
 import pyrage
 
@@ -27,13 +29,16 @@ from runbook.errors import OpsError, VerificationFailed
 from tasks.backups import codec
 from tasks.backups.encryption import ENDING, Key, decrypted, encrypted
 from tasks.wal.archive.place import ArchivePlace
-from tasks.wal.format.names import Timeline
+from tasks.wal.format.header import HEADER, read_header
+from tasks.wal.format.names import MOST_SEGMENT_BYTES, SEGMENT_BYTES, Timeline
 
 _NAME = re.compile(
     r"(?:(?P<segment>[0-9A-F]{24})(?:\.partial\.(?P<end>[0-9A-F]{8}))?|(?P<history>[0-9A-F]{8})\.history)"
     r"-(?P<sha256>[0-9a-f]{64})\.(?:zst|gz)(?:\.age)?"
 )
 _BLOCK = 1 << 20
+_HISTORY_BYTES = 1 << 20
+OTHER_COPIES = "find another copy: in the replica store (source=copies), in the receiver's directory"
 DAMAGED = ".damaged"
 _PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
 _IN_USE = re.compile(r"(?P<number>[0-9]{8})\.(?P<timeline>[0-9A-F]{8})-(?P<highest>[0-9A-F]{8})\.in_use")
@@ -89,6 +94,22 @@ class ArchiveListing:
     def bytes(self) -> int:
         """The stored bytes of all finished segments."""
         return sum(one.bytes for found in self.segments.values() for one in found)
+
+
+def read_unpacked(of: str, stream: IO[bytes]) -> bytes:
+    """Read a segment or a history from a stream that decompresses it; a segment's size is in its header.
+
+    Raises:
+        codec.UNREADABLE: it is damaged, cut off or oversized.
+    """
+    if of.endswith(".history"):
+        return codec.bounded(stream, _HISTORY_BYTES).read()
+    head = stream.read(HEADER.size)
+    try:
+        most = read_header(head, of).segment_bytes
+    except VerificationFailed:
+        most = SEGMENT_BYTES
+    return head + codec.bounded(stream, most - len(head)).read()
 
 
 @dataclass(frozen=True)
@@ -153,13 +174,16 @@ class Archive:
             raise
         try:
             packed = decrypted(content, self.key) if stored.name.endswith(ENDING) else content
-            found = codec.decompress(packed)
+            with codec.reader(io.BytesIO(packed), MOST_SEGMENT_BYTES) as stream:
+                found = read_unpacked(stored.of, stream)
+        except codec.Oversized as error:
+            raise VerificationFailed(f"{stored.of} in {self.place.where} is damaged: {error}", OTHER_COPIES) from None
         except (*codec.UNREADABLE, pyrage.DecryptError):
             found = b""
         if hashlib.sha256(found).hexdigest() != stored.sha256:
             raise VerificationFailed(
                 f"{stored.of} in {self.place.where} is damaged: its SHA-256 differs",
-                "find another copy: in the replica store (source=copies), in the receiver's directory",
+                OTHER_COPIES,
             )
         return found
 

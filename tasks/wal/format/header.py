@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from runbook.errors import VerificationFailed
-from tasks.wal.format.names import Segment
+from tasks.wal.format.names import MOST_SEGMENT_BYTES, Segment
 
 HEADER = struct.Struct("<HHIQI4xQII")
 _LONG = 0x0002
@@ -36,7 +36,8 @@ def read_header(content: bytes, name: str) -> Header:
         magic, info, timeline, start, _, system, size, page = HEADER.unpack_from(content)
     except struct.error:
         raise VerificationFailed(f"{name} is too short to be a WAL segment", _HINT) from None
-    if not magic & 0xD000 or not info & _LONG or not page or size & (size - 1) or size < 1 << 20:
+    is_size = not size & (size - 1) and 1 << 20 <= size <= MOST_SEGMENT_BYTES
+    if not magic & 0xD000 or not info & _LONG or not page or not is_size:
         raise VerificationFailed(f"{name} has no WAL segment header", _HINT)
     return Header(system, timeline, start, size)
 

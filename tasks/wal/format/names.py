@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from runbook.errors import VerificationFailed
 
 SEGMENT_BYTES = 16 << 20
+MOST_SEGMENT_BYTES = 1 << 30
+"""https://www.postgresql.org/docs/current/app-initdb.html: --wal-segsize"""
 SEGMENT = re.compile(r"[0-9A-F]{24}")
 PARTIAL = re.compile(r"([0-9A-F]{24})\.partial")
 HISTORY = re.compile(r"([0-9A-F]{8})\.history")

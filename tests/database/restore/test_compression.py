@@ -128,13 +128,13 @@ def test_a_damaged_file_of_a_dump_is_named_and_nothing_unpacked_is_left(trial: T
     (dump / "7.dat.zst").write_bytes(codec.compress(bytes(range(256)) * 100)[:-9])
     postgres = trial.environment.postgres
     if compression.knows_compression(postgres, compression.ZSTD):  # it is pg_restore that finds the damage
-        with compression.readable(postgres, dump, place, 1) as read:
+        with compression.readable(postgres, dump, place, 1, 0) as read:
             assert read == dump
         assert not place.parent.exists()
         return
     with (
         pytest.raises(VerificationFailed, match=r"7\.dat\.zst is damaged"),
-        compression.readable(postgres, dump, place, 1),
+        compression.readable(postgres, dump, place, 1, 0),
     ):
         pass
     assert not place.parent.exists()

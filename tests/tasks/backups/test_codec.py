@@ -42,9 +42,9 @@ def test_what_is_stored_is_read_and_what_is_damaged_is_refused(form: str, tmp_pa
     path.write_bytes(stored)
     assert len(stored) < len(CONTENT) / 3
     assert codec.decompress(stored) == CONTENT
-    with codec.reader(path) as stream:
+    with codec.reader(path, len(CONTENT)) as stream:
         assert stream.read() == CONTENT
-    with (file := path.open("rb")), codec.reader(file) as stream:
+    with (file := path.open("rb")), codec.reader(file, len(CONTENT)) as stream:
         assert b"".join(iter(lambda: stream.read(100_001), b"")) == CONTENT
         assert not file.closed
     middle = len(stored) // 2
@@ -56,7 +56,7 @@ def test_what_is_stored_is_read_and_what_is_damaged_is_refused(form: str, tmp_pa
         with (
             pytest.raises(VerificationFailed, match=r"^the file is damaged: ") as refused,
             codec.readable("the file", "use another"),
-            codec.reader(path) as stream,
+            codec.reader(path, len(CONTENT)) as stream,
         ):
             stream.read()
         assert refused.value.hint == "use another"

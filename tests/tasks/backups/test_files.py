@@ -373,7 +373,7 @@ def test_a_manifest_that_leads_out_is_refused(application: Application, tmp_path
 
 
 def _repack(backup: Backup, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes] | None]) -> None:
-    with codec.reader(backup.path / ARCHIVE) as packed, tarfile.open(fileobj=packed) as tar:
+    with codec.reader(backup.path / ARCHIVE, 1 << 30) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
         members = [(m, (tar.extractfile(m) or io.BytesIO()).read() if m.isfile() else b"") for m in tar]
     with tarfile.open(backup.path / ARCHIVE, "w:gz") as tar:
         for member, content in members:
