@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml  # type: ignore[import-untyped]
 from prefect.settings import get_current_settings
@@ -15,6 +20,7 @@ from prefect.settings.legacy import _get_settings_fields  # pyright: ignore[repo
 from deployments import health, stopping
 from deployments.doctor.line import DoctorLine, looked
 from deployments.triggers.deaths import ZOMBIE_SECONDS
+from runbook.wait import until
 from tests.fixtures.servers import free_port
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
@@ -54,6 +60,37 @@ def test_the_compose_file_holds_no_secret_and_gives_each_service_its_own() -> No
         given = " ".join(map(str, services()[worker]["environment"].values()))
         assert "PREFECT_DATABASE_PASSWORD" not in given
         assert "PREFECT_REDIS_PASSWORD" not in given
+
+
+@pytest.mark.parametrize("name", ["process-worker", "docker-worker"])
+def test_a_worker_s_health_page_is_on_loopback(name: str, prefect_server: str) -> None:
+    """Of a process worker that has what compose.yaml gives it: what it serves there does not depend on its type."""
+    given = services()[name]
+    assert "--with-healthcheck" in given["command"]
+    own = {key: str(value) for key, value in given["environment"].items() if key.startswith("PREFECT_WORKER_WEBSERVER")}
+    own["PREFECT_WORKER_WEBSERVER_PORT"] = str(free_port())
+    argv = ["-m", "prefect", "worker", "start", "--type", "process", "--pool", f"t{uuid.uuid4().hex[:12]}"]
+    worker = subprocess.Popen(
+        [sys.executable, *argv, "--with-healthcheck"],
+        env={**os.environ, **own},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+
+        def listening() -> set[str]:
+            found = psutil.Process(worker.pid).net_connections("tcp")
+            return {one.laddr[0] for one in found if one.status == psutil.CONN_LISTEN and one.laddr}
+
+        assert until(listening, what="the health page", seconds=120) == {"127.0.0.1"}
+    finally:
+        worker.kill()
+        worker.wait(60)
+
+
+def test_pages_of_other_origins_may_not_call_the_api() -> None:
+    origins = services()["api"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert origins == "${PREFECT_ALLOWED_ORIGINS:-http://127.0.0.1:4200}"
 
 
 def test_the_example_starts_nothing_until_each_secret_is_set() -> None:

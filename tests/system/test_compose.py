@@ -251,7 +251,11 @@ def test_the_compose_file_s_services_run_flows_and_show_no_secret(site: Site) ->
         ("postgres", "redis", "api", "services", "process-worker", "docker-worker"), "healthy"
     )
     assert httpx.get(f"{site.api}/health", trust_env=False).status_code == 200
-    assert httpx.post(f"{site.api}/flows/filter", json={}, trust_env=False).status_code == 401
+    refused = httpx.post(
+        f"{site.api}/flows/filter", json={}, headers={"Origin": "https://example.com"}, trust_env=False
+    )
+    assert refused.status_code == 401
+    assert "access-control-allow-origin" not in refused.headers
     page = httpx.get(f"{site.api.removesuffix('/api')}/v2", trust_env=False, follow_redirects=True)
     assert (page.status_code, "<html" in page.text.lower()) == (200, True), "the UI"
     assert "deployed" in site.compose("run", "--rm", "deploy")
