@@ -72,15 +72,16 @@ class _Bounded(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        within = size if 0 <= size <= self._left else self._left + 1
-        chunk = self._stream.read(min(within, UNBOUNDED))
+        if size < 0:
+            return self.readall()
+        chunk = self._stream.read(min(size, self._left + 1))
         self._left -= len(chunk)
         if self._left < 0:
             raise Oversized(f"its content is larger than the expected {self._most:,} bytes")
         return chunk
 
     def readall(self) -> bytes:
-        return self.read()
+        return b"".join(iter(lambda: self.read(CHUNK_BYTES), b""))  # one read of that size would reserve all of it
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         target = memoryview(buffer).cast("B")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from deployments.doctor.control import look_at_api
 from flows import launch
 from flows.monitoring.serve import is_there
 from lab.state.environment import api_url, auth_string
@@ -80,6 +81,14 @@ def test_a_recovery_runs_without_it_and_says_so(stranger: Stranger, fault: Fault
     assert stranger.report()["facts"]["lock"].startswith("keeps out runs on this host only")
     assert stranger.content() == before
     assert stranger.ready()
+
+
+def test_the_doctor_names_the_lost_database() -> None:
+    with lost_database() as variables:
+        own = {PREFECT_API_URL: variables["PREFECT_API_URL"]}
+        own[PREFECT_API_AUTH_STRING] = variables["PREFECT_API_AUTH_STRING"]
+        with temporary_settings(own), pytest.raises(OpsError, match=r"answers, but its database does not \(50\d\)"):
+            list(look_at_api())
 
 
 def test_a_refused_login_is_an_error_of_this_shell() -> None:
