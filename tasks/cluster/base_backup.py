@@ -21,6 +21,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.kinds import action, probe
 from runbook.progress import WorkDone, progress
 from runbook.units import size
@@ -247,7 +248,7 @@ def verify_base(postgres: Postgres, directory: Path) -> FileSum:
         with told(wal):
             wal.mkdir(mode=0o700)
         with told(directory / BASE):
-            file = (directory / BASE).open("rb", 0)
+            file = inside.reading(directory / BASE)
         with file:
             stored = HashedReader(file)
             files, text = _read_back(directory / BASE, cast(IO[bytes], stored), wal)
@@ -256,7 +257,7 @@ def verify_base(postgres: Postgres, directory: Path) -> FileSum:
             raise VerificationFailed(why, "run it again")
         verify_wal(postgres, wal, manifest.wal)
         with told(directory / MANIFEST):
-            (directory / MANIFEST).write_bytes(text)
+            inside.write(directory / MANIFEST, text)
         return stored.sum
     finally:
         shutil.rmtree(wal, ignore_errors=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runbook.errors import VerificationFailed
+from runbook.files import inside
 from tasks.cluster.unpack import extract
 from tasks.postgres.tables.filenodes import FiledRelation
 
@@ -48,7 +49,7 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
     found = dict[tuple[int, int, int], FiledRelation]()
     for oid in _databases(databases, database):
         path = classes.get(directory / "base" / str(oid))
-        for row in rows_in(path.read_bytes()) if path else ():
+        for row in rows_in(inside.read(path)) if path else ():
             if len(row) < _CLASS.size:
                 continue
             table, called, namespace, *_, file = _CLASS.unpack_from(row)
@@ -63,7 +64,7 @@ def _file_in(directory: Path, oid: str) -> str:
 
     src/backend/utils/cache/relmapper.c: RelMapFile
     """
-    content = (directory / _MAP).read_bytes()
+    content = inside.read(directory / _MAP)
     magic, count = struct.unpack_from("<ii", content)
     if magic == _MAP_MAGIC:
         for index in range(count):
@@ -95,7 +96,7 @@ def has_database(data: Path, wanted: str) -> bool:
 
 def _databases(path: Path, wanted: str) -> set[int]:
     """The present and former OIDs of the databases of that name."""
-    rows = (_DATABASE.unpack_from(row) for row in rows_in(path.read_bytes()) if len(row) >= _DATABASE.size)
+    rows = (_DATABASE.unpack_from(row) for row in rows_in(inside.read(path)) if len(row) >= _DATABASE.size)
     return {oid for oid, name in rows if _text(name) == wanted}
 
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from runbook.errors import OpsError
+from runbook.files import inside
 from tasks.wal.format.names import Segment
 from tasks.wal.format.pages import PAGE_BYTES, PAGE_HEAD, SEGMENT_HEAD, places_of, record_end
 
@@ -56,7 +57,7 @@ def keep_databases(
     kept, place, before, count, silenced = kept | {0}, start, 0, 0, 0
     with ExitStack() as opened:
         for segment, path in files:
-            file = opened.enter_context(path.open("r+b"))
+            file = opened.enter_context(inside.changing(path))
             buffers[segment.number] = opened.enter_context(mmap.mmap(file.fileno(), 0))
         while found := _record(buffers, size, place, before):
             before, length, info, manager, crc, buffer, at = found

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
-from runbook.files import durable
+from runbook.files import durable, inside
 from tasks.cluster.stopped import last_options
 from tasks.stores.directory import told
 
@@ -90,15 +90,12 @@ def place_configuration(configuration: ServerConfiguration, data: Path, live: Pa
         for name, file in configuration.files.items():
             _make_parents(data, name, owner)
             if file.link:
-                (data / name).unlink(missing_ok=True)
-                (data / name).symlink_to(file.link)
-                if os.geteuid() == 0:
-                    os.chown(data / name, *owner, follow_symlinks=False)
+                inside.symlink(data / name, file.link, owner)
             else:
                 with durable.replacing(data / name, mode=file.mode, owner=owner) as written:
                     written.write(base64.b64decode(file.content))
         for name in _named(data, config_file, live) - {*configuration.files, *OWN} if configuration.is_whole else ():
-            (data / name).unlink()
+            inside.remove(data / name)
 
 
 def note_of(live: Path) -> Path:
@@ -122,15 +119,19 @@ def save_configuration(note: Path, configuration: ServerConfiguration, *kept: Pa
 def load_configuration(note: Path) -> ServerConfiguration | None:
     """The noted configuration; None without a note, or where the renamed data directory was renamed back or deleted."""
     try:
-        text = json.loads(note.read_text(encoding="utf-8"))
-        if not any(Path(one).exists() for one in text["kept"]):
-            return None
-        files = {name: ConfigurationFile(**file) for name, file in text["files"].items()}
-        return ServerConfiguration(files, (), bool(text["is_whole"]))
-    except FileNotFoundError:
+        with told(note), contextlib.suppress(FileNotFoundError):
+            text = json.loads(inside.read(note))
+            if any(Path(one).exists() for one in text["kept"]) and all(map(_is_inside, text["files"])):
+                files = {name: ConfigurationFile(**file) for name, file in text["files"].items()}
+                return ServerConfiguration(files, (), bool(text["is_whole"]))
         return None
     except (ValueError, KeyError, TypeError):  # not of this version
         return None
+
+
+def _is_inside(name: str) -> bool:
+    """Return False for a path that leads out of the data directory: the server's account can write the note."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def live_configuration(postgres: Postgres) -> ServerConfiguration | None:
@@ -155,9 +156,7 @@ def main_file(postgres: Postgres) -> str:
 def _make_parents(data: Path, name: str, owner: tuple[int, int]) -> None:
     for parent in reversed(list(Path(name).parents)[:-1]):
         if not (data / parent).is_dir():
-            (data / parent).mkdir(mode=0o700)
-            if os.geteuid() == 0:
-                os.chown(data / parent, *owner)
+            inside.make_directory(data / parent, owner=owner)
 
 
 def _read(path: Path) -> ConfigurationFile:
@@ -171,13 +170,7 @@ def _read(path: Path) -> ConfigurationFile:
         return ConfigurationFile(link=str(path.readlink()))
     if found.st_size > MOST_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    return ConfigurationFile(base64.b64encode(_content(path)).decode(), stat.S_IMODE(found.st_mode))
-
-
-def _content(path: Path) -> bytes:
-    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # the server's user could make it a link to another's file
-    with os.fdopen(opened, "rb") as file:
-        return file.read()
+    return ConfigurationFile(base64.b64encode(inside.read(path)).decode(), stat.S_IMODE(found.st_mode))
 
 
 def _named(data: Path, config_file: str, live: Path | None = None) -> set[str]:
@@ -186,14 +179,14 @@ def _named(data: Path, config_file: str, live: Path | None = None) -> set[str]:
     left = [data / name for name in (*OWN, *_BY_DEFAULT)] + [Path(config_file)] * bool(config_file)
     while left:
         path = left.pop()
-        if path in seen or not (inside := _place(data, path)):
+        if path in seen or not (place := _place(data, path)):
             continue
         seen.add(path)
-        if inside != ".":
-            found.add(inside)
+        if place != ".":
+            found.add(place)
         with contextlib.suppress(OSError):  # what cannot be read is not carried over
             readable = path.is_file() and path.stat().st_size <= MOST_BYTES
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if readable else []
+            lines = inside.read_text(path, "replace").splitlines() if readable else []
             left += [one for line in lines for one in _mentioned(line, data, path.parent, live or data)]
     return found
 

@@ -21,7 +21,7 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.kinds import probe
 from tasks.cluster.instance import PrivateInstance
 
@@ -97,7 +97,7 @@ def _inside(mounts: Mapping[str, str], path: Path) -> str:
 def _program(live: Path, words: Sequence[str]) -> str:
     """By the last start of the server, otherwise by the container's command."""
     with contextlib.suppress(OSError):
-        first = (live / "postmaster.opts").read_text().split()[:1]
+        first = inside.read_text(live / "postmaster.opts").split()[:1]
         if first and first[0].startswith("/"):
             return first[0]
     return next((word for word in words if Path(word).name == "postgres"), "postgres")

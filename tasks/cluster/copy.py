@@ -14,6 +14,7 @@ from blocks.postgres.server import Postgres, execute, first_line
 from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
+from runbook.files import inside
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
@@ -71,7 +72,7 @@ def _require_inside(backup: Backup, data: Path) -> None:
     """A base backup with tablespaces would use the live server's directories; `backup-cluster` takes none."""
     listed = data / "tablespace_map"  # pg_basebackup writes an empty one
     with told(data):
-        if outside_links(data) or (listed.exists() and listed.read_bytes().strip()):
+        if outside_links(data) or (listed.exists() and inside.read(listed).strip()):
             raise OpsError(f"{backup.name} has tablespaces outside its data directory", OTHER_BACKUPS)
         listed.unlink(missing_ok=True)
 

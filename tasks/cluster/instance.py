@@ -24,7 +24,7 @@ from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.current import current_report, leaves, removed
 from runbook.errors import Unreachable
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.tablespaces import IN_PLACE, delete_moved, tablespaces_inside
@@ -262,6 +262,17 @@ def running(
     inside = tablespaces_inside(instance.wal) if recovers else contextlib.nullcontext()
     with inside, serving(instance, settings):
         yield instance
+
+
+def log_of(instance: PrivateInstance) -> str:
+    """The log of its server, which runs as another account; "" where it has none.
+
+    Raises:
+        OpsError: it cannot be read.
+    """
+    with told(instance.log), contextlib.suppress(FileNotFoundError):
+        return inside.read_text(instance.log, "replace")
+    return ""
 
 
 @contextlib.contextmanager

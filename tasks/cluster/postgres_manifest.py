@@ -15,6 +15,7 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, VerificationFailed
+from runbook.files import inside
 
 MANIFEST = "backup_manifest"
 CONTROL = "global/pg_control"
@@ -73,7 +74,7 @@ class PostgresManifest:
             VerificationFailed: it is missing, damaged or incomplete.
         """
         try:
-            return cls.parse((directory / MANIFEST).read_bytes())
+            return cls.parse(inside.read(directory / MANIFEST))
         except OSError as error:
             raise VerificationFailed(f"{MANIFEST} cannot be read: {error.strerror}", "run it again") from None
 

@@ -12,7 +12,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook.errors import VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
+from tasks.cluster.instance import ISOLATED, PrivateInstance, log_of, servers_in
 from tasks.cluster.tablespaces import outside_links
 from tasks.cluster.target import Stop
 from tasks.wal.format.names import lsn_of
@@ -52,7 +52,7 @@ def wait_recovered(instance: PrivateInstance, system: int) -> int:
             state, lsn = execute(connection, _PAUSED)[0]
         return lsn_of(str(lsn)) if state == "paused" else 0
 
-    until(lambda: servers_in(instance.data) or _log_of(instance), what="the start of the copy", seconds=30)
+    until(lambda: servers_in(instance.data) or log_of(instance), what="the start of the copy", seconds=30)
     return until(stands, what="the end of the recovery", seconds=REPLAY_SECONDS, every_seconds=0.1)
 
 
@@ -62,13 +62,9 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '
 """
 
 
-def _log_of(instance: PrivateInstance) -> str:
-    return instance.log.read_text(errors="replace") if instance.log.exists() else ""
-
-
 def last_words(instance: PrivateInstance) -> str:
     """Why a server ended, from its log."""
-    lines = _log_of(instance).splitlines()
+    lines = log_of(instance).splitlines()
     fatal = [line for line in lines if re.search(r"(FATAL|PANIC):", line)]
     return re.sub(r"^.*?(FATAL|PANIC): +", "", (fatal or lines[-1:] or ["it has no log"])[-1])[:300]
 

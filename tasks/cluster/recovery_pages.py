@@ -14,6 +14,7 @@ from pathlib import Path
 
 from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.cluster.stopped import StoppedServer, read_control
 from tasks.cluster.trial import segments_from
@@ -95,7 +96,7 @@ def _path(data: Path, page: Page) -> Path | None:
 
 def _content(path: Path, number: int) -> bytes:
     """Return a page; empty where the file is shorter: the page is new."""
-    with path.open("rb") as file:
+    with inside.reading(path) as file:
         file.seek(number * PAGE_BYTES)
         content = file.read(PAGE_BYTES)
     return content if len(content) == PAGE_BYTES else b""

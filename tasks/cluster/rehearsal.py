@@ -17,7 +17,7 @@ from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.configuration import live_configuration, main_file, place_configuration
 from tasks.cluster.container import ServerContainer
-from tasks.cluster.instance import ALONE, PrivateInstance, servers_in
+from tasks.cluster.instance import ALONE, PrivateInstance, log_of, servers_in
 from tasks.cluster.stopped import last_options, start_error
 from tasks.cluster.trial import START_SECONDS, StartRefused, log_in_files, place_of, reached_at, serving_in_place
 from tasks.cluster.unpack import give
@@ -54,8 +54,7 @@ def rehearse_start(
         def answers() -> bool:
             if has_ended():
                 raise StartRefused(
-                    f"the restored cluster does not start with the live configuration: "
-                    f"{start_error(instance.log.read_text(errors='replace'))}",
+                    f"the restored cluster does not start with the live configuration: {start_error(log_of(instance))}",
                     f"correct {main_file(postgres) or f'the configuration in {live}'}, then run this again",
                 )
             reached.connect(seconds=2).close()

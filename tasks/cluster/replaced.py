@@ -13,6 +13,7 @@ from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 
@@ -46,7 +47,7 @@ def read_slots(postgres: Postgres) -> tuple[ReplacedSlot, ...]:
     try:
         if not directory.exists():
             raise OpsError(f"{directory} is missing", "ask each consumer of changes for the name of its slot")
-        states = [path.read_bytes() for path in sorted(directory.glob("*/state"))]
+        states = [inside.read(path) for path in sorted(directory.glob("*/state"))]
     except OSError as error:
         raise OpsError(f"{error.filename}: {error.strerror}", "run this as a user that can read it") from None
     found = [_SLOT.unpack_from(state, _SLOT_AT) for state in states if len(state) >= _SLOT_AT + _SLOT.size]

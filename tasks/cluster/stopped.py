@@ -17,6 +17,7 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices, Services
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.cluster.container import ServerContainer, read_setting
 from tasks.cluster.instance import servers_in
@@ -76,7 +77,7 @@ def read_stopped(postgres: Postgres, container: ServerContainer | None = None) -
     if not is_here(postgres.host):
         return StoppedServer(unjudged=f"its data directory is on another host: {postgres.host}")
     try:
-        (data / "PG_VERSION").read_text()  # unreadable for this user: an OSError, not a fault of the server
+        inside.read_text(data / "PG_VERSION")  # unreadable for this user: an OSError, not a fault of the server
         return _read(postgres, data, container)
     except (OpsError, OSError) as error:
         return StoppedServer(
@@ -135,7 +136,7 @@ def judge_configuration(postgres: Postgres, container: ServerContainer | None = 
 def last_options(data: Path) -> dict[str, str]:
     """The settings on the command line of its last start: a service manager's."""
     try:
-        return dict(_LAST_OPTION.findall((data / "postmaster.opts").read_text()))
+        return dict(_LAST_OPTION.findall(inside.read_text(data / "postmaster.opts")))
     except OSError:
         return {}
 

@@ -4,7 +4,6 @@ replaced data directory is kept."""
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.files.durable import sync
 from runbook.guard.permit import Permit
 from runbook.kinds import action
@@ -122,10 +122,7 @@ def set_wal_aside(permit: Permit, postgres: Postgres, directory: Path) -> Path |
         kept = free_name(directory)
         directory.rename(kept)
         failpoint("cluster: receiver's directory aside")
-        directory.mkdir(mode=0o700)
-        directory.chmod(found.st_mode & 0o777)
-        if os.geteuid() == 0:
-            os.chown(directory, found.st_uid, found.st_gid)
+        inside.make_directory(directory, found.st_mode & 0o777, (found.st_uid, found.st_gid))
         sync(directory.parent)
     return kept
 
@@ -134,7 +131,7 @@ def ensure_wal_directory(postgres: Postgres, directory: Path) -> None:
     """Make it if a run was killed between the rename and the new directory."""
     if not directory.exists():
         with told(directory):
-            directory.mkdir(mode=0o700)
+            inside.make_directory(directory)
         give(directory, postgres.os_user)
 
 
@@ -160,7 +157,7 @@ def free_name(path: Path) -> Path:
 def _require_stopped(data: Path) -> None:
     pid_file = data / "postmaster.pid"
     with contextlib.suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
-        pid = int(pid_file.read_text().splitlines()[0])
+        pid = int(inside.read_text(pid_file).splitlines()[0])
         if Path(psutil.Process(pid).cwd()) == data:
             raise OpsError(
                 f"a server still runs in {data} (process {pid})",

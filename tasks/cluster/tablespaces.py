@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import inside
 from runbook.files.durable import sync
 from runbook.kinds import probe
 from tasks.stores.directory import told
@@ -169,9 +169,7 @@ def move_out(data: Path, live: Path) -> dict[str, Path]:
             owner = directory.stat()
             target = _next_to(live, directory.name)
             directory.rename(target)
-            directory.symlink_to(target)
-            if os.geteuid() == 0:
-                os.chown(directory, owner.st_uid, owner.st_gid, follow_symlinks=False)
+            inside.symlink(directory, str(target), (owner.st_uid, owner.st_gid))
             moved[directory.name] = target
         if moved:
             sync(data / LINKS)
@@ -204,15 +202,11 @@ def _set_paths(directory: Path, *, hidden: bool) -> tuple[CreatedTablespace, ...
 
 def _write(wal: _Wal, places: list[int], content: bytes) -> None:
     for number in sorted({place // wal.segment_bytes for place in places}):
-        with told(wal.files[number]):
-            opened = os.open(wal.files[number], os.O_WRONLY | os.O_NOFOLLOW)
-            try:
-                for place, byte in zip(places, content, strict=True):
-                    if place // wal.segment_bytes == number:
-                        os.pwrite(opened, bytes([byte]), place % wal.segment_bytes)
-                os.fsync(opened)
-            finally:
-                os.close(opened)
+        with told(wal.files[number]), inside.changing(wal.files[number]) as file:
+            for place, byte in zip(places, content, strict=True):
+                if place // wal.segment_bytes == number:
+                    os.pwrite(file.fileno(), bytes([byte]), place % wal.segment_bytes)
+            os.fsync(file.fileno())
 
 
 def _wals(directory: Path) -> Iterator[_Wal]:
@@ -233,11 +227,7 @@ def _wals(directory: Path) -> Iterator[_Wal]:
 
 def _read_file(path: Path) -> bytes:
     with told(path):
-        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(opened, "rb") as file:
-            if not stat.S_ISREG(os.fstat(opened).st_mode):
-                return b""
-            return file.read()
+        return inside.read(path)
 
 
 def _records(wal: _Wal) -> Iterator[_Found]:

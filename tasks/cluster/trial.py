@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.guard.process import is_abandoned, this_process
 from runbook.kinds import action
 from runbook.units import size
@@ -29,7 +28,7 @@ from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
 from tasks.cluster.container import ServerContainer, remove_trials, serving_in
-from tasks.cluster.instance import ALONE, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
+from tasks.cluster.instance import ALONE, PrivateInstance, log_of, prepare_instance, put_away, serving, sweep_instance
 from tasks.cluster.stopped import StoppedServer, config_file, start_error
 from tasks.cluster.unpack import give
 from tasks.host.disk import disk_of
@@ -142,7 +141,7 @@ def make_cluster(instance: PrivateInstance) -> bool:
     Raises:
         StartRefused: `initdb` ends with an error.
     """
-    instance.root.chmod(0o711)  # another user may make a container's cluster
+    inside.change_mode(instance.root, 0o711)  # another user may make a container's cluster
     try:
         with told(instance.data):
             make_data(instance.postgres, instance.data, "--no-sync")
@@ -191,7 +190,7 @@ def segments_from(directory: Path, first: Segment, system: int) -> list[Segment]
     """The consecutive segments. The files after them are recycled ones."""
     found, one = list[Segment](), first
     while (path := directory / one.name).exists():
-        with path.open("rb") as file, contextlib.suppress(OpsError):
+        with inside.reading(path) as file, contextlib.suppress(OpsError):
             header = read_header(file.read(HEADER.size), one.name)
             if header.start == one.start and header.system == system:
                 found.append(one)
@@ -217,19 +216,14 @@ def _copy_wal(
     """Copy WAL into a directory of this user, who may be root, then give it to the server's user."""
     directory = instance.root / "wal"
     for path in (directory, directory / "archive_status", directory / "summaries"):
-        path.mkdir(mode=0o700)
+        inside.make_directory(path)
     for history in source.glob("*.history"):
-        _copy(history, directory / history.name)
+        inside.copy(history, directory / history.name)
     for segment in wal:
-        _copy(source / segment.name, directory / segment.name)
+        inside.copy(source / segment.name, directory / segment.name)
     keep_databases([(one, directory / one.name) for one in wal], redo, kept, seconds=WAL_SECONDS)
     give(directory, postgres.os_user)
     _as_server(postgres, "ln", "--symbolic", directory, instance.data / "pg_wal")
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as read, target.open("xb") as written:
-        shutil.copyfileobj(read, written, 1 << 20)
 
 
 def _settings(
@@ -270,7 +264,7 @@ def _hba_of(data: Path) -> str:
     """For a container's server, which sees other client addresses than its copy here: verify passwords (md5 accepts
     SCRAM too), unless its own file trusts more than loopback."""
     try:
-        trusts = bool(_TRUSTING.search((data / "pg_hba.conf").read_text()))
+        trusts = bool(_TRUSTING.search(inside.read_text(data / "pg_hba.conf")))
     except (OSError, UnicodeDecodeError):
         trusts = False
     return _OWN_HBA.format("trust" if trusts else "md5")
@@ -279,7 +273,7 @@ def _hba_of(data: Path) -> str:
 def _wait(instance: PrivateInstance, reached: Postgres, has_ended: Callable[[], bool]) -> None:
     def answers() -> bool:
         if has_ended():
-            log = instance.log.read_text(errors="replace")
+            log = log_of(instance)
             why = start_error(log)
             if _STARTS in log and "checkpoint record" not in why:  # it had read data: the copy may be the cause
                 raise OpsError(f"the copy of its catalogs did not start: {why}")

@@ -18,6 +18,7 @@ from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from tasks.backups import codec
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import FileSum
@@ -185,7 +186,7 @@ def unpack(backup: Path, data: Path, *, wal: bool = True) -> None:
                     _require_size(manifest, name, member.size)
                     files.add(name, *write(data / name, member.mode & 0o777, content))
     if CONTROL in files.found:
-        files.control = (data / CONTROL).read_bytes()
+        files.control = inside.read(data / CONTROL)
     if why := files.problem(manifest):
         raise VerificationFailed(f"{backup.name} cannot be unpacked: {why}", OTHER_BACKUPS)
 
@@ -202,7 +203,7 @@ def digest_of(content: IO[bytes]) -> tuple[int, str]:
 class HashedReader(io.RawIOBase):
     """A file whose bytes are hashed while they are read."""
 
-    def __init__(self, file: io.RawIOBase) -> None:
+    def __init__(self, file: io.RawIOBase | io.BufferedReader) -> None:
         self._file, self._digest, self._size = file, hashlib.sha256(), 0
 
     def readable(self) -> bool:
@@ -230,10 +231,8 @@ def write(path: Path, mode: int, content: IO[bytes]) -> tuple[int, str]:
     """
     digest, size, hashing = hashlib.sha256(), 0, None
     with told(path):
-        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb", 0)
+        file = inside.creating(path, mode)
     with file:
-        with told(path):
-            os.fchmod(file.fileno(), mode)
         while chunk := content.read(CHUNK_BYTES):
             if hashing:
                 hashing.result()
@@ -267,7 +266,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
     for number, backup in enumerate(lineage):
         part = root / f"part-{number}"
         unpack(backup.path, part, wal=backup is lineage[-1])
-        shutil.copyfile(backup.path / MANIFEST, part / MANIFEST)
+        inside.copy(backup.path / MANIFEST, part / MANIFEST)
         give(part, postgres.os_user)
         parts.append(part)
     failpoint("cluster: parts unpacked")
@@ -289,7 +288,11 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
 
 
 def give(path: Path, user: str) -> None:
-    """Give everything below to the server's user, if this process may."""
+    """Give everything below to the server's user, if this process may.
+
+    Raises:
+        OpsError: a file was deleted meanwhile, or the file system refuses.
+    """
     if os.geteuid() == 0:
-        uid, gid = shell.owner_of(user)
-        shell.run(["chown", "--recursive", "--no-dereference", f"{uid}:{gid}", str(path)])
+        with told(path):
+            inside.give(path, shell.owner_of(user))

@@ -23,7 +23,15 @@ from runbook.kinds import Pending
 from runbook.units import size
 from runbook.wait import until
 from tasks.backups.catalogue import Backup
-from tasks.cluster.instance import ISOLATED, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
+from tasks.cluster.instance import (
+    ISOLATED,
+    PrivateInstance,
+    log_of,
+    prepare_instance,
+    put_away,
+    serving,
+    sweep_instance,
+)
 from tasks.cluster.stopped import start_error
 from tasks.cluster.trial import make_cluster
 from tasks.cluster.unpack import give
@@ -165,7 +173,7 @@ def _running(instance: PrivateInstance, settings: dict[str, str]) -> Iterator[Po
 
         def answers() -> bool:
             if child.poll() is not None:
-                raise OpsError(f"it did not start: {start_error(instance.log.read_text(errors='replace'))}")
+                raise OpsError(f"it did not start: {start_error(log_of(instance))}")
             private.connect(seconds=2).close()
             return True
 

@@ -7,7 +7,6 @@ received by streaming, and a stream may end in the middle of a record.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from blocks.postgres.server import Postgres, execute
 from blocks.postgres.wal import Wal
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
@@ -150,14 +150,12 @@ def _staged(feeding: Feeding, old: Postgres) -> Iterator[Path]:
     data = Path(standby.data_directory)
     staged, owner = data.with_name(f"{data.name}.feed"), data.stat()
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(mode=0o700)
+    inside.make_directory(staged)
     try:
         for one in find_segments(Path(found.directory)):
             if one.timeline == now.timeline and now.written < one.start + one.bytes and one.start < found.beyond.end:
-                shutil.copy(one.path, staged / one.name)
-        if os.geteuid() == 0:
-            for path in (*staged.iterdir(), staged):
-                os.chown(path, owner.st_uid, owner.st_gid)
+                inside.copy(one.path, staged / one.name)
+        inside.give(staged, (owner.st_uid, owner.st_gid))
         failpoint("failover: old primary's WAL staged")
         yield staged
     finally:

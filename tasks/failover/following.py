@@ -5,14 +5,17 @@ https://www.postgresql.org/docs/current/warm-standby.html#STANDBY-SERVER-SETUP
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from blocks.postgres.server import Postgres, execute
+from runbook.files import inside
 from tasks.cluster.configuration import AUTO
 from tasks.failover.fencing import SIGNAL, give_like
+from tasks.stores.directory import told
 
 _OWN = re.compile(r"\s*(primary_conninfo|primary_slot_name|synchronous_standby_names)\b", re.IGNORECASE)
 # These belong to the server that the string was written for.
@@ -51,12 +54,18 @@ def follow(standby: Postgres, upstream: str, data: Path | None = None, before: s
     """
     directory = data or Path(standby.data_directory)
     auto = directory / AUTO
-    text = before or (auto.read_text(encoding="utf-8") if auto.exists() else "")
+    text = before or _text_of(auto)
     lines = [line for line in text.splitlines() if not _OWN.match(line)]
     lines.append(f"primary_conninfo = {_quoted(_with_passfile(standby, directory, upstream))}")
     lines += [f"primary_slot_name = {_quoted(standby.slot)}"] if standby.slot else []
     give_like(directory, auto, "\n".join((*lines, "")))
     give_like(directory, directory / SIGNAL, "")
+
+
+def _text_of(auto: Path) -> str:
+    with told(auto), contextlib.suppress(FileNotFoundError):
+        return inside.read_text(auto)
+    return ""
 
 
 def _with_passfile(standby: Postgres, directory: Path, upstream: str) -> str:
@@ -78,7 +87,7 @@ def passfile_of(standby: Postgres) -> Path:
 def _password_in(passfile: str) -> str:
     """The password in a passfile that `follow` wrote; "" for another file, or one that is not on this host."""
     try:
-        (line,) = Path(passfile).read_text(encoding="utf-8").splitlines()
+        (line,) = inside.read_text(Path(passfile)).splitlines()
     except (OSError, ValueError):
         return ""
     fields = re.findall(r"((?:\\.|[^\\:])*)(?::|$)", line)[:5]

@@ -18,6 +18,7 @@ from blocks.postgres import nodes
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
+from runbook.files import inside
 from runbook.kinds import probe
 from runbook.wait import until
 from tasks.host.disk import is_here
@@ -303,6 +304,6 @@ def _altered_in(old: Postgres) -> list[str]:
         raise OpsError(f"the server on {old.host} does not show them, and its files are there", hint)
     file = Path(old.data_directory, "postgresql.auto.conf")
     try:
-        return _ALTERED.findall(file.read_text("utf-8", "replace"))
+        return _ALTERED.findall(inside.read_text(file, "replace"))
     except OSError as error:
         raise OpsError(f"{file}: {error.strerror}", hint) from None

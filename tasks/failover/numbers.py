@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
+from runbook.files import inside
 from runbook.kinds import action
 from tasks.cluster.unpack import give
 from tasks.host.disk import is_here
@@ -32,8 +33,7 @@ def write_histories(standby: Postgres, archive: Archive, timeline: int, replayed
         if number <= timeline or path.exists() or (left is not None and left >= replayed):
             continue
         with told(path):
-            path.write_bytes(archive.get(stored[0]))
-            path.chmod(0o600)
+            inside.write(path, archive.get(stored[0]))
         give(path, standby.os_user)
         written.append(path.name)
     return tuple(written)

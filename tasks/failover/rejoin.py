@@ -16,6 +16,7 @@ from runbook import shell
 from runbook.current import leaves, removed
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.files.durable import sync
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
@@ -97,7 +98,7 @@ def parted_from(primary: Postgres, node: Postgres, control: MemberControl) -> in
         return 0
     path, text = Path(node.data_directory, "pg_wal", f"{number:08X}.history"), ""
     try:
-        text = path.read_text(errors="replace") if number > 1 else ""
+        text = inside.read_text(path, "replace") if number > 1 else ""
     except OSError as error:
         if live.left_at(number) is None:
             hint = "run it with method=base_backup, which keeps the old files"
@@ -128,10 +129,10 @@ def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int)
     beside = target.with_name(f"{target.name}.new")
     if not target.exists():
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(mode=0o700)
+        inside.make_directory(beside)
         for one in find_segments(data / "pg_wal"):
             if one.timeline == timeline and one.start + one.bytes > place and one.start <= beyond.end:
-                shutil.copy2(one.path, beside / one.path.name)
+                inside.copy(one.path, beside / one.path.name)
                 sync(beside / one.path.name)
         beside.rename(target)
         sync(target.parent)

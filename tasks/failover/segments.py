@@ -16,6 +16,7 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
+from runbook.files import inside
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.format.pages import record_behind, record_end
 from tasks.wal.reading.committed import Committed, read_committed
@@ -155,7 +156,7 @@ def _linked(segments: list[Local]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory, contextlib.ExitStack() as stack:
         for one in segments:
             try:
-                file = stack.enter_context(one.path.open("rb"))
+                file = stack.enter_context(inside.reading(one.path))
             except OSError as error:
                 raise OpsError(f"{one.path} cannot be read: {error.strerror}", "run it again") from None
             Path(directory, one.name).symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.units import size
 from tasks.backups.encryption import NO_KEY, Key
 from tasks.backups.manifest import MANIFEST, SEAL, FileSum, damage, text_in
@@ -67,7 +67,7 @@ class DirectoryStore:
 
     def read(self, path: str) -> str | None:
         try:
-            return (self.path / path).read_text(encoding="utf-8")
+            return inside.read_text(self.path / path)
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -128,7 +128,7 @@ class DirectoryStore:
                 f"{name} needs {size(needed)} in {self.path} and {size(free)} are free", "free disk space there"
             )
         with told(directory):
-            shutil.copytree(source, directory)
+            _copy(source, directory, files)
         failpoint("receive: copied")
 
     def accept(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> list[str]:
@@ -148,7 +148,7 @@ class DirectoryStore:
 
     def fetch(self, name: str, files: Mapping[str, FileSum], target: Path) -> None:
         with told(target):
-            shutil.copytree(self.path / name, target, dirs_exist_ok=True)
+            _copy(self.path / name, target, files)
 
     def damage(self, name: str, files: Mapping[str, FileSum]) -> list[str]:
         return damage(self.path / name, files)
@@ -201,12 +201,20 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        one = error.args[0][0] if isinstance(error, shutil.Error) else ()  # copytree's: a list of (from, to, why)
-        where, why = (one[0], one[2]) if one else (error.filename or path, error.strerror or error)
-        raise OpsError(
-            f"{where}: {why}", f"free disk space at {path.parent}, make it writable for this user, and check its disk"
-        ) from None
+        where = error.filename or path
+        hint = f"free disk space at {path.parent}, make it writable for this user, and check its disk"
+        if error.strerror == inside.NOT_FOLLOWED:
+            hint = f"delete the link. If it must stay, let root own it: chown --no-dereference root {where}"
+        raise OpsError(f"{where}: {error.strerror or error}", hint) from None
+
+
+def _copy(source: Path, target: Path, files: Iterable[str]) -> None:
+    """Copy what a backup's manifest names, the manifest and its seal. Nothing else in its directory is opened."""
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in (*files, MANIFEST, SEAL):
+        (target / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        inside.copy(source / name, target / name)
 
 
 def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
+    return other.is_file() and inside.read(one) == inside.read(other)

@@ -20,6 +20,7 @@ from typing import get_args
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from runbook.errors import CommandFailed, OpsError, TimelineUnknown, VerificationFailed
+from runbook.files import inside
 from runbook.kinds import action
 from tasks.host.disk import is_here
 from tasks.wal.archive.archive import Archive, ArchiveListing, BranchMark, timeline_in
@@ -149,7 +150,7 @@ class Branches:
         if number > 1 and number not in self.listing.histories and self.here:
             for _, directory in directories_of(self.env):
                 if (path := directory / f"{number:08X}.history").is_file():
-                    return Timeline.read(number, path.read_text(errors="replace"))
+                    return Timeline.read(number, inside.read_text(path, "replace"))
         if self.archive:
             return timeline_in(self.archive, self.listing, number)
         return Timeline(number)
@@ -222,7 +223,7 @@ class Branches:
         stored = intact(self.listing.segments.get(name, ())) or self.listing.partials[name]
         path = directory / name
         try:
-            path.write_bytes(self.archive.get(stored[-1]))
+            inside.write(path, self.archive.get(stored[-1]))
         except VerificationFailed:
             return None
         return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import epochs, warn_prepared
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.guard.permit import CarriesOut
 from runbook.kinds import Pending, action
 from runbook.report import Report, Status
@@ -97,7 +97,7 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
                 source.replace(placed := instance.wal / link.segment.name)
                 for older in timeline.candidates(link.segment.number, link.segment.bytes):
                     if older.timeline < link.segment.timeline:
-                        shutil.copyfile(placed, instance.wal / older.name)  # no link: PostgreSQL reuses its files
+                        inside.copy(placed, instance.wal / older.name)  # no link: PostgreSQL reuses its files
         failpoint("cluster: WAL placed")
     fetch_histories(archive, instance.wal)
     return len(links)

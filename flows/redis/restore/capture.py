@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flows.redis.restore.steps import judge_preconditions
 from runbook import metrics
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.report import Report, Status
@@ -127,7 +127,7 @@ def _capture_files(report: Report, env: Environment) -> Backup:
             taken = snapshot_stopped_aof(block, aof_manifest(directory, configuration), target)
             return taken, taken.content
         rdb = directory / configuration.rdb
-        shutil.copyfile(rdb, target / RDB)
+        inside.copy(rdb, target / RDB)
         missed = tuple(copy_settings(block, target))
         return Snapshot(target / RDB, read_rdb(rdb).written, 0.0, missed), read_manifest(block, target)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
+from runbook.files import inside
 
 MOST_BYTES = 64_000
 
@@ -115,12 +117,15 @@ def own_log(postgres: Postgres) -> str:
     """The end of the log collector's current file; empty if this host does not have it."""
     directory = Path(postgres.data_directory)
     try:
-        named = (directory / "current_logfiles").read_text(encoding="utf-8").splitlines()
+        named = inside.read_text(directory / "current_logfiles").splitlines()
         path = next((directory / line.split(" ", 1)[1] for line in named if line.startswith("stderr ")), None)
         if path is None:
             return ""
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - MOST_BYTES))
+        with inside.reading(path) as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != directory.stat().st_uid:  # the server's user could name any file as its log
+                return ""
+            file.seek(max(0, found.st_size - MOST_BYTES))
             return file.read().decode(errors="replace")
     except (OSError, IndexError, UnicodeDecodeError):
         return ""

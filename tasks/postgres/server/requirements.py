@@ -19,6 +19,7 @@ from blocks.postgres.refusals import CLOSED, NO_DATABASE, NO_RIGHT, UNKNOWN, Log
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 from tasks.postgres.content.content import DatabaseContent
@@ -69,7 +70,7 @@ def read_offline_requirements(postgres: Postgres, content: DatabaseContent, *, a
     if absent:
         return (*found, _owner(postgres.os_user), _parent(data))
     with suppress(OSError):  # not readable by this user
-        version = (data / "PG_VERSION").read_text().strip()
+        version = inside.read_text(data / "PG_VERSION").strip()
         name = "version of the stopped server"
         program = found[0].value.removeprefix("PostgreSQL ")
         ok = not found[0].ok or version == program

@@ -13,6 +13,7 @@ from psycopg import sql
 from blocks.postgres.server import Postgres, execute, is_pooled
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 
@@ -144,7 +145,7 @@ def _port_of(data: Path) -> int:
     https://www.postgresql.org/docs/current/storage-file-layout.html (postmaster.pid)
     """
     with contextlib.suppress(OSError, ValueError, IndexError, psutil.Error):
-        lines = (data / "postmaster.pid").read_text().splitlines()
+        lines = inside.read_text(data / "postmaster.pid").splitlines()
         if Path(psutil.Process(int(lines[0])).cwd()) == data.resolve():
             return int(lines[3])
     return 0

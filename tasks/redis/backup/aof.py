@@ -18,7 +18,9 @@ from pathlib import Path
 import redis
 
 from blocks.redis.server import Redis
-from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
+from runbook.files import inside
+from tasks.redis.backup.snapshot import readable
 from tasks.redis.line import log_of
 from tasks.redis.scratch import scratch_server
 
@@ -92,7 +94,9 @@ def read_parts(manifest: Path) -> Aof:
         VerificationFailed: it is no manifest, or a part is missing.
     """
     parts = []
-    for line in manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    with readable(manifest):
+        text = inside.read_text(manifest, "surrogateescape")
+    for line in text.splitlines():
         words = shlex.split(line, comments=True)
         fields = dict(zip(words[::2], words[1::2], strict=False))
         if not words:
@@ -120,31 +124,29 @@ def copy_aof(aof: Aof, directory: Path) -> None:
     folder.mkdir(mode=0o700)
     lines = []
     for part in aof.parts:
-        ending = "base.aof" if part.kind == BASE and not _is_rdb(part.path) else "base.rdb"
-        name = f"{STEM}.{part.number}.{ending if part.kind == BASE else 'incr.aof'}"
-        _copy(part, folder / name)
+        with readable(part.path):
+            ending = "base.aof" if part.kind == BASE and not _is_rdb(part.path) else "base.rdb"
+            name = f"{STEM}.{part.number}.{ending if part.kind == BASE else 'incr.aof'}"
+            _copy(part, folder / name)
         lines.append(f"file {name} seq {part.number} type {part.kind}\n")
     (folder / f"{STEM}{MANIFEST_ENDING}").write_text("".join(lines), encoding="utf-8")
 
 
 def _copy(part: AofPart, target: Path) -> None:
     left = part.bytes
-    try:
-        with part.path.open("rb") as file, target.open("wb") as out:
-            if left == part.path.stat().st_size and left > PIECE_BYTES:
-                shutil.copyfileobj(file, out, PIECE_BYTES)
-                out.truncate(left)  # it can have grown meanwhile
-            while out.tell() < left and (piece := file.read(min(PIECE_BYTES, left - out.tell()))):
-                out.write(piece)
-    except PermissionError:
-        raise OpsError(f"{part.path} cannot be read by this user", "run as root or as the server's user") from None
+    with inside.reading(part.path) as file, target.open("wb") as out:
+        if left == part.path.stat().st_size and left > PIECE_BYTES:
+            shutil.copyfileobj(file, out, PIECE_BYTES)
+            out.truncate(left)  # it can have grown meanwhile
+        while out.tell() < left and (piece := file.read(min(PIECE_BYTES, left - out.tell()))):
+            out.write(piece)
     target.chmod(0o600)
     if target.stat().st_size != left:
         raise VerificationFailed(f"{part.path.name} has less than {left:,} bytes", "run it again")
 
 
 def _is_rdb(path: Path) -> bool:
-    with path.open("rb") as file:
+    with inside.reading(path) as file:
         return file.read(6).startswith((b"REDIS", b"VALKEY"))
 
 

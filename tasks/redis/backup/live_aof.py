@@ -18,7 +18,7 @@ from pathlib import Path
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.files import record
+from runbook.files import inside, record
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.redis.backup.aof import FOLDER, MANIFEST_ENDING, STEM, Aof, copy_aof, cut_bytes, loaded_aof, read_parts
@@ -146,10 +146,10 @@ def _copy(block: Redis, manifest: Path, place: Path) -> tuple[Aof, datetime]:
         taken = datetime.now(UTC)
         _written(block)
         try:
-            before = manifest.read_bytes()
+            before = inside.read(manifest)
             aof = read_parts(manifest)
             copy_aof(aof, place)
-            if manifest.read_bytes() == before:
+            if inside.read(manifest) == before:
                 return aof, taken
         except FileNotFoundError as error:
             if not manifest.exists():

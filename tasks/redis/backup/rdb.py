@@ -18,6 +18,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook.errors import VerificationFailed
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.redis.scratch import scratch_server
 from tasks.redis.scratch_place import scratch_place
@@ -83,7 +84,7 @@ def read_rdb(path: Path) -> RdbFile:
         VerificationFailed: it cannot be read, or is no RDB.
     """
     try:
-        with path.open("rb") as file:
+        with inside.reading(path) as file:
             header = file.read(HEADER_BYTES)
             found = re.fullmatch(rb"(?:REDIS(?=\d{4})|VALKEY)(\d{3,4})", header)
             if not found:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.kinds import action, probe
 from tasks.redis.content.manifest import EXPIRING, RedisContent
 from tasks.redis.content.reading import read_content
@@ -107,16 +110,28 @@ def manifest_of(block: Redis, directory: Path) -> RedisContent:
 def _copy(source: Path, target: Path, taken: datetime) -> None:
     hint = "run this on the server's host, or correct its dir"
     try:
-        with source.open("rb") as file, target.open("wb") as out:
+        with readable(source), inside.reading(source) as file, target.open("wb") as out:
             # Opened once: another save replaces the name, not this file.
             if os.fstat(file.fileno()).st_mtime < taken.timestamp() - CLOCK_SLACK_SECONDS:
                 raise OpsError(f"{source} on this host is older than the snapshot", hint)
             shutil.copyfileobj(file, out, 1 << 20)
     except FileNotFoundError:
         raise OpsError(f"the server saved to {source}, which is not on this host", hint) from None
-    except PermissionError:
-        raise OpsError(f"{source} cannot be read by this user", "run as root or as the server's user") from None
     target.chmod(0o600)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Report a file of the server that this user cannot read, or may not: see `inside`.
+
+    Raises:
+        OpsError: instead of a PermissionError.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        hint = "run as root or as the server's user; delete a link that is not yours"
+        raise OpsError(f"{path} cannot be read: {error.strerror}", hint) from None
 
 
 def copy_settings(block: Redis, directory: Path) -> list[str]:

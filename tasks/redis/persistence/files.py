@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from runbook.errors import OpsError
+from runbook.files import inside
 
 _TEMPORARY = re.compile(r"temp-(?:rewriteaof-bg-|rewriteaof-)?(\d+)\.(?:rdb|aof)$")
 ATTEMPTS = 5
@@ -45,7 +46,7 @@ def read_manifest(path: Path) -> dict[str, str]:
         OpsError: a line is invalid; the server would not start with it either.
     """
     found = {}
-    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in inside.read_text(path, "surrogateescape").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.redis.persistence.place import data_directory
 from tasks.redis.persistence.state import Persistence
@@ -39,7 +40,7 @@ def _saves(files: tuple[Path, ...]) -> str:
     """All `save` lines together: each adds rules, `save ""` deletes the earlier ones."""
     rules: list[str] = []
     named = False
-    for line in (line for path in files for line in path.read_text(errors="replace").splitlines()):
+    for line in (line for path in files for line in inside.read_text(path, "replace").splitlines()):
         with contextlib.suppress(ValueError):
             words = shlex.split(line, comments=False)
             if words and words[0].lower() == "save":

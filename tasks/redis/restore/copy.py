@@ -20,7 +20,7 @@ from blocks.redis.server import Redis
 from runbook import shell
 from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.log import logger
@@ -142,14 +142,14 @@ def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path
     directory."""
     refuse_empty(backup.path / RDB)
     live.parent.mkdir(parents=True, exist_ok=True)
-    directory.mkdir(mode=MODE)
-    seed_aof(configuration, directory, backup.path / RDB, shutil.copyfile)
+    inside.make_directory(directory, MODE)
+    seed_aof(configuration, directory, backup.path / RDB, inside.copy)
     if acl := configuration.get("aclfile"):
         source = live / acl
         if source.is_relative_to(live) and source.is_file():
             target = directory / source.relative_to(live)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+            inside.copy(source, target)
     own(block, directory)
 
 
@@ -161,10 +161,10 @@ def seed_aof(configuration: Configuration, directory: Path, rdb: Path, bring: Ca
     """
     folder, stem = configuration.aof
     aof, base = directory / folder, f"{stem}.1.base.rdb"
-    aof.mkdir(mode=MODE)
+    inside.make_directory(aof, MODE)
     bring(rdb, aof / base)
     named = f'"{base}"' if " " in base else base
-    (aof / f"{stem}.manifest").write_text(f"file {named} seq 1 type b\n", encoding="utf-8")
+    inside.write(aof / f"{stem}.manifest", f"file {named} seq 1 type b\n".encode(), 0o644)
 
 
 def _finish(
@@ -206,6 +206,4 @@ def own(block: Redis, directory: Path) -> None:
     """Change a directory's owner to the server's user, if this process is root."""
     if os.geteuid() != 0:
         return
-    uid, gid = shell.owner_of(block.os_user)
-    for path in (directory, *directory.rglob("*")):
-        os.chown(path, uid, gid, follow_symlinks=False)
+    inside.give(directory, shell.owner_of(block.os_user))

@@ -6,7 +6,6 @@ The setting can have changed since: the newest file is converted to the form tha
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, VerificationFailed
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.redis.persistence.newest import find_newest
@@ -101,7 +100,7 @@ def _seed(block: Redis, configuration: Configuration, directory: Path) -> None:
     folder = directory / configuration.aof[0]
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.older_{int(folder.stat().st_mtime)}"))
-    seed_aof(configuration, directory, directory / configuration.rdb, os.link)
+    seed_aof(configuration, directory, directory / configuration.rdb, inside.link)
     own(block, folder)
     durable.sync_tree(folder)
 

@@ -17,6 +17,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
+from runbook.files import inside
 from tasks.redis.line import socket_of
 from tasks.redis.restore.place import Precondition
 from tasks.redis.server import at_once, call, live_directory
@@ -76,7 +77,7 @@ def rules_of(block: Redis, configuration: Configuration) -> list[str]:
     if acl := configuration.get("aclfile"):
         path = live_directory(block) / acl
         try:
-            lines += [line for line in path.read_text(errors="surrogateescape").splitlines() if _RULES.match(line)]
+            lines += [line for line in inside.read_text(path, "surrogateescape").splitlines() if _RULES.match(line)]
         except OSError as error:
             raise OpsError(f"{path} cannot be read: {error.strerror}") from None
     return lines

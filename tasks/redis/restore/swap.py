@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,16 +14,15 @@ import redis
 
 from blocks.redis.server import Redis
 from blocks.services.service import Services
-from runbook import shell
 from runbook.current import leaves, removed
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.host.services import refuse_ended, start_one, stopped
-from tasks.redis.restore.copy import ACT, RedisCopy
+from tasks.redis.restore.copy import ACT, MODE, RedisCopy, own
 from tasks.redis.restore.final_save import LastState, client_writes, final_save, has_lost_directory
 from tasks.redis.server import (
     LOAD_SECONDS,
@@ -270,7 +268,6 @@ def prepare_empty(block: Redis) -> str:
     if aside := superseded_redis(block):
         aside[-1].rename(directory)
         return f"{aside[-1].name} was restored"
-    directory.mkdir(mode=0o750)
-    if os.geteuid() == 0:
-        os.chown(directory, *shell.owner_of(block.os_user))
+    inside.make_directory(directory, MODE)
+    own(block, directory)
     return "an empty one was created: its data is lost, and there is no backup of it"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError
-from runbook.files import durable
+from runbook.files import durable, inside
 from runbook.masking import MASK
 
 QUOTES = "\"'"
@@ -142,7 +142,7 @@ def _masked(line: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        return inside.read_text(path, "surrogateescape")
     except OSError as error:
         raise OpsError(
             f"{path} cannot be read: {error.strerror}", "correct [redis] config_file, or restore the file"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import VerificationFailed
+from runbook.files import inside
 from tasks.stores.directory import told
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import Link
@@ -35,7 +36,7 @@ def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) ->
         except VerificationFailed as error:
             return error.message
         with told(target):
-            (target / link.segment.name).write_bytes(content)
+            inside.write(target / link.segment.name, content)
         return ""
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -55,6 +56,6 @@ def fetch_histories(archive: Archive, target: Path) -> list[str]:
     for found in archive.listing().histories.values():
         content = archive.get(found[0])
         with told(target):
-            (target / found[0].of).write_bytes(content)
+            inside.write(target / found[0].of, content)
         names.append(found[0].of)
     return sorted(names)

@@ -15,6 +15,7 @@ from blocks.environment import Environment, Stores
 from blocks.s3 import Bucket
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.files.durable import sync
 from runbook.guard.process import is_abandoned, this_process
 from tasks.s3 import objects
@@ -79,17 +80,17 @@ class DirectoryPlace:
         target, unfinished = self.path / name, self.path / f"{WRITING}{this_process().text}.{name}"
         with told(target):
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            unfinished.write_bytes(content)
+            inside.write(unfinished, content, None)
             sync(unfinished)
             failpoint("wal: written unfinished")
             with contextlib.suppress(FileExistsError):  # a link, not a rename, which would overwrite it
-                target.hardlink_to(unfinished)
+                inside.link(unfinished, target)
             unfinished.unlink()
             sync(self.path)
 
     def get(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            return inside.read(self.path / name)
         except FileNotFoundError:
             raise VerificationFailed(f"{name} is not in {self.path}", "find another copy of it") from None
         except OSError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from runbook.files import inside
 from tasks.backups import codec
 from tasks.wal.archive.archive import written
 from tasks.wal.format.header import Header, read_header
@@ -73,10 +74,10 @@ class ReceivedFile:
     def content(self) -> bytes:
         """The file's content. An unfinished file is read twice, and both reads agree on the result: a page read before
         it is written, followed by one read after, would look like damage. It is filled with zeros to its full size."""
-        content = self.path.read_bytes()
+        content = inside.read(self.path)
         if not self.is_partial:
             return content
-        agreed = self.path.read_bytes()[: written(content)]
+        agreed = inside.read(self.path)[: written(content)]
         size = read_header(content, self.path.name).segment_bytes
         return agreed.ljust(max(size, len(content)), b"\0")
 

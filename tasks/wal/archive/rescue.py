@@ -7,13 +7,13 @@ cut off.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
+from runbook.files import inside
 from runbook.kinds import action
 from tasks.host.disk import is_here
 from tasks.stores.directory import told
@@ -69,7 +69,7 @@ def _ship_from(env: Environment, which: Stores, directory: Path, *, is_primary: 
         with tempfile.TemporaryDirectory(prefix=".wal-", dir=spool) as copies:
             hole = _copy_readable(env, wanted, Path(copies))
             if (history := directory / f"{own:08X}.history").is_file():
-                shutil.copyfile(history, Path(copies) / history.name)
+                inside.copy(history, Path(copies) / history.name)
             done = ship(Path(copies), Destination(which, partial(archive_of, env, which)))
             return replace(done, refused=(*done.refused, hole)) if hole else done
 
@@ -94,7 +94,7 @@ def _copy_readable(env: Environment, wanted: list[Local], directory: Path) -> st
     that is not all; "" where it is."""
     files = [(one.segment, directory / one.name) for one in wanted]
     for one, (_, path) in reversed(list(zip(wanted, files, strict=True))):
-        shutil.copyfile(one.path, path)  # of a running server: it writes on, and finishes one before it begins the next
+        inside.copy(one.path, path)  # of a running server: it writes on, and finishes one before it begins the next
     ends = list[int]()
     commits_in(env.postgres, files, ends.append)
     reached = next_record(files, ends[0]) if ends else files[-1][0].end
@@ -103,8 +103,8 @@ def _copy_readable(env: Environment, wanted: list[Local], directory: Path) -> st
         if segment.end <= reached:
             continue
         if segment.start < reached:
-            content = path.read_bytes()[: reached - segment.start]
-            path.with_name(f"{path.name}.partial").write_bytes(content.ljust(segment.bytes, b"\0"))
+            content = inside.read(path)[: reached - segment.start]
+            inside.write(path.with_name(f"{path.name}.partial"), content.ljust(segment.bytes, b"\0"))
         path.unlink()
     where = wanted[0].path.parent
     return f"{where} does not decode from {lsn_text(reached)} to {lsn_text(behind)}: later WAL exists" * bool(behind)

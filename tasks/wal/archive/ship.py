@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from tasks.wal.archive.archive import DAMAGED, Archive, ArchiveListing, StoredSegment, pruned_in
 from tasks.wal.archive.received import Frames, Mark, ReceivedFile
 from tasks.wal.format.header import HEADER, read_header, require_own
@@ -296,7 +297,7 @@ def _system_of(directory: Path) -> int:
     """The cluster of a directory's newest file."""
     for path in reversed(_files(directory)):
         if SEGMENT.fullmatch(path.name) or PARTIAL.fullmatch(path.name):
-            with contextlib.suppress(OSError, VerificationFailed), path.open("rb") as file:
+            with contextlib.suppress(OSError, VerificationFailed), inside.reading(path) as file:
                 return read_header(file.read(HEADER.size), path.name).system
     raise VerificationFailed(
         f"{directory} has no segment yet", "nothing to do: its history is shipped with the first segment"

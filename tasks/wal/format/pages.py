@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from runbook.files import inside
 from tasks.wal.format.names import Segment
 
 PAGE_BYTES, PAGE_HEAD, SEGMENT_HEAD, RECORD_HEAD, ALIGNED = 8192, 24, 40, 24, 8
@@ -48,7 +49,7 @@ def next_record(files: Files, last: int) -> int:
     segment, path = next(one for one in files if one[0].start <= last < one[0].end)
     if last == segment.start:
         return last
-    with path.open("rb") as file:
+    with inside.reading(path) as file:
         length, info, manager = _head(file, last - segment.start)
     if manager == _XLOG_MANAGER and info & 0xF0 == _SWITCH_INFO:
         return segment.end
@@ -75,7 +76,7 @@ def record_behind(files: Files, begin: int) -> int:
     for segment, path in files:
         if segment.end <= begin:
             continue
-        with path.open("rb") as file:
+        with inside.reading(path) as file:
             if segment.start <= begin and (found := _successor(file, segment, begin)):
                 return found
             for at in range(max(segment.start, first), segment.end, PAGE_BYTES):
@@ -89,7 +90,7 @@ def skip_to(path: Path, segment: Segment, record: int) -> None:
     """Make a page of a copy begin with the rest of a record, up to `record`: pg_waldump searches for the first record
     of a page, and finds that one."""
     page = record // PAGE_BYTES * PAGE_BYTES
-    with path.open("r+b") as file:
+    with inside.changing(path) as file:
         file.seek(page - segment.start)
         magic, info, timeline, address, _ = _PAGE.unpack(file.read(_PAGE.size))
         rest = record - page - (SEGMENT_HEAD if info & _LONG else PAGE_HEAD)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 
+from runbook.files import inside
 from tasks.wal.format.pages import PAGE_BYTES, PAGE_HEAD, RECORD_HEAD, SEGMENT_HEAD, Files
 
 _BLOCK, _IMAGE = struct.Struct("<BBH"), struct.Struct("<HHB")
@@ -25,7 +26,7 @@ def read_record(files: Files, start: int) -> bytes:
     found, place, length = bytearray(), start, RECORD_HEAD
     while len(found) < length:
         segment, path = next(one for one in files if one[0].start <= place < one[0].end)
-        with path.open("rb") as file:
+        with inside.reading(path) as file:
             file.seek(place - segment.start)
             found += file.read(min(PAGE_BYTES - place % PAGE_BYTES, length - len(found)))
         if length == RECORD_HEAD:

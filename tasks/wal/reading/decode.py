@@ -15,6 +15,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.kinds import action
 from tasks.stores.directory import told
 from tasks.wal.archive.archive import Archive
@@ -123,7 +124,7 @@ class Reader:
         try:
             content = self.archive.get(link.stored)
             require_own(content, link.segment, self.system)
-            path.write_bytes(content)
+            inside.write(path, content)
             files = [(link.segment, path)]
             start = record_behind(files, self.end) if link.segment.start <= self.end else 0
             if start % PAGE_BYTES:
@@ -155,7 +156,7 @@ class Reader:
 
     def _write(self, link: Link, content: bytes) -> None:
         with told(self.directory):
-            (self.directory / link.segment.name).write_bytes(content)
+            inside.write(self.directory / link.segment.name, content)
 
     def _read_from(self, first: int, *, is_last: bool) -> None:
         links = self.read[first:]
@@ -194,7 +195,7 @@ class Reader:
                 is_tail and link.segment.start <= found.reached < link.end
             ):
                 continue
-            kept = files[index][1].read_bytes()
+            kept = inside.read(files[index][1])
             for content in self.copies(link):
                 # A copy may be longer because of later writes: that is no damage here.
                 if content == kept or (not found.broken_at and content.startswith(kept[: link.stored.end])):
@@ -251,7 +252,7 @@ def _local_copies(env: Environment, link: Link, system: int) -> Iterator[Callabl
             for one in find_segments(directory):
                 is_whole = not one.path.name.endswith(".partial")
                 if one.segment == link.segment and one.system == system and (is_whole or link.stored.end):
-                    yield one.path.read_bytes
+                    yield partial(inside.read, one.path)
 
 
 def _archived_copies(env: Environment, link: Link, system: int, of: str) -> Iterator[Callable[[], bytes]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import inside
 from tasks.wal.format.header import HEADER, read_header
 from tasks.wal.format.names import PARTIAL, SEGMENT, Segment
 
@@ -72,7 +73,7 @@ def _found(directory: Path) -> list[Local]:
 def _local(path: Path) -> Local | None:
     if not (SEGMENT.fullmatch(path.name) or PARTIAL.fullmatch(path.name)):
         return None
-    with path.open("rb") as file:
+    with inside.reading(path) as file:
         head = file.read(HEADER.size)
     try:
         header = read_header(head, path.name)

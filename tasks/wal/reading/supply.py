@@ -15,6 +15,7 @@ from typing import Literal
 from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import inside
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 from tasks.stores.directory import told
@@ -81,7 +82,7 @@ class Supply:
             return target
         if piece.path:
             try:
-                content = piece.path.read_bytes()
+                content = inside.read(piece.path)
             except OSError as error:
                 raise VerificationFailed(f"{piece.path} cannot be read: {error.strerror}", "run it again") from None
         else:
@@ -90,7 +91,7 @@ class Supply:
             content = self.archive.get(piece.stored)
         require_own(content, piece.segment, self.system)
         with told(target):
-            target.write_bytes(content)
+            inside.write(target, content)
         return target
 
 
@@ -164,7 +165,7 @@ def _history(env: Environment, archive: Archive | None, number: int) -> Timeline
     for _, directory in directories_of(env):
         path = directory / f"{number:08X}.history"
         if path.is_file():
-            return Timeline.read(number, path.read_text(errors="replace"))
+            return Timeline.read(number, inside.read_text(path, "replace"))
     if archive is None:
         raise OpsError(
             f"the history of timeline {number} is missing",

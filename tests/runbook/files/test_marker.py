@@ -47,7 +47,7 @@ def test_a_kill_between_write_and_rename_leaves_the_old_marker(tmp_path: Path, m
     FIRST.write(tmp_path)
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(os, "replace", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         FailoverMarker(old="b:1", new="a:1", mode="unplanned").write(tmp_path)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
