@@ -144,6 +144,18 @@ def make_directory(path: Path, mode: int = 0o700, owner: Owner | None = None) ->
             os.close(opened)
 
 
+def make_directories(path: Path, mode: int = 0o700) -> None:
+    """Make a directory, and those above it, where they are missing.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    if not path.is_dir():
+        make_directories(path.parent, mode)
+        with contextlib.suppress(FileExistsError):
+            make_directory(path, mode)
+
+
 def change_mode(path: Path, mode: int) -> None:
     """Change the mode of a file or directory.
 
@@ -187,7 +199,7 @@ def about(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if "/" not in str(error.filename) or str(error.filename).startswith(_DESCRIPTORS):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
         raise
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook.files import inside
 from tasks.backups import codec
 from tasks.backups.entries import (
     ArchivedFiles,
@@ -86,7 +87,7 @@ class _Writing:
 
     def _file(self, tar: tarfile.TarFile, path: Path, name: str, entry: ArchiveEntry) -> None:
         """The header tells the size before the content: a small file is read first, a large one to its size then."""
-        with path.open("rb") as file:
+        with inside.reading(path) as file:
             found = os.fstat(file.fileno())
             if found.st_size <= IN_MEMORY_BYTES:
                 content, whole = self._settled(file)

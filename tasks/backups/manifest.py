@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_serializer
 
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
+from runbook.files import inside
 
 Kind = Literal["postgres", "schema", "tables", "sql", "redis", "files", "cluster", "prefect"]
 MANIFEST = "manifest.json"
@@ -163,7 +164,7 @@ def files_in(directory: Path) -> Iterator[Path]:
 def sum_of(path: Path) -> FileSum:
     """Size and SHA-256 of a file, read in chunks."""
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with inside.reading(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
@@ -185,7 +186,7 @@ def text_in(directory: Path) -> str:
         VerificationFailed: it is not there, or cannot be read.
     """
     try:
-        return (directory / MANIFEST).read_text(encoding="utf-8")
+        return inside.read_text(directory / MANIFEST)
     except (OSError, UnicodeDecodeError):
         raise VerificationFailed(f"{directory.name} has no readable manifest", OTHER_BACKUPS) from None
 
@@ -210,8 +211,8 @@ def write(directory: Path, manifest: Manifest) -> None:
 def read(directory: Path) -> Manifest:
     """Read a manifest from a directory and check its seal; see `parse`."""
     try:
-        text = (directory / MANIFEST).read_text(encoding="utf-8")
-        seal = (directory / SEAL).read_text(encoding="utf-8")
+        text = inside.read_text(directory / MANIFEST)
+        seal = inside.read_text(directory / SEAL)
     except (OSError, UnicodeDecodeError):
         return parse(directory.name, None, None)
     return parse(directory.name, text, seal)

@@ -156,7 +156,7 @@ def extract(backup: Path, target: Path, wanted: Callable[[str], object]) -> None
             if member.isreg() and wanted(member.name):
                 _require_size(manifest, member.name, member.size)
                 with told(target):
-                    (target / member.name).parent.mkdir(parents=True, exist_ok=True)
+                    inside.make_directories((target / member.name).parent)
                 write(target / member.name, 0o600, content)
 
 
@@ -171,7 +171,7 @@ def unpack(backup: Path, data: Path, *, wal: bool = True) -> None:
     manifest, files = PostgresManifest.read(backup), FileComparison()
     for archive, folder in archives_of(backup):
         with told(data):
-            (data / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            inside.make_directories(data / folder)
         if folder and not wal:
             continue
         with members(archive, tar_bytes(manifest)) as found:
@@ -181,7 +181,7 @@ def unpack(backup: Path, data: Path, *, wal: bool = True) -> None:
                     continue
                 if member.isdir():
                     with told(data / name):
-                        (data / name).mkdir(mode=member.mode & 0o777, exist_ok=True)
+                        inside.make_directories(data / name, member.mode & 0o777)
                 else:
                     _require_size(manifest, name, member.size)
                     files.add(name, *write(data / name, member.mode & 0o777, content))

@@ -9,6 +9,7 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import inside
 from runbook.kinds import probe
 from runbook.units import size
 from tasks.backups.catalogue import Backup, open_all
@@ -199,7 +200,7 @@ def _with_tail(env: Environment, listing: ArchiveListing, system: int) -> Archiv
 def _written_bytes(path: Path, segment: Segment) -> int:
     """The end of a file's content: zeros follow."""
     try:
-        with path.open("rb") as file:
+        with inside.reading(path) as file:
             for start in range(segment.bytes - CHUNK_BYTES, -1, -CHUNK_BYTES):
                 file.seek(start)
                 if written := file.read(CHUNK_BYTES).rstrip(b"\0"):

@@ -15,6 +15,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import inside
 
 Command = Sequence[object]
 TRANSACTION = 2
@@ -127,4 +128,4 @@ def socket_of(client: redis.Redis) -> Path:
 
 def log_of(client: redis.Redis) -> str:
     """A scratch server's log."""
-    return socket_of(client).with_name("log").read_text(errors="replace")
+    return inside.read_text(socket_of(client).with_name("log"), "replace")

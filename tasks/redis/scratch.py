@@ -14,6 +14,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, Unreachable, VerificationFailed
+from runbook.files import inside
 from runbook.wait import until
 from tasks.redis.scratch_place import SOCKETS, scratch_place
 from tasks.redis.server import LOAD_SECONDS, at_once, call
@@ -49,7 +50,7 @@ def scratch_server(
     """
     with scratch_place(SOCKETS) as place:
         if user and os.geteuid() == 0:
-            os.chown(place, *shell.owner_of(user))
+            inside.give(place, shell.owner_of(user))
         log = place / "log"
         argv: list[str | Path] = [
             block.server_program,
@@ -63,7 +64,7 @@ def scratch_server(
         argv += ["--appenddirname", aof[0], "--appendfilename", aof[1]]
         # LC_ALL: the scripts sort by the server's collation.
         with (
-            log.open("wb") as out,
+            inside.creating(log) as out,
             shell.spawn(argv, environment={"LC_ALL": "C"}, user=user, stdout=out, stderr=out) as child,
             contextlib.closing(at_once(block.scratch(place / "socket"))) as client,
         ):
@@ -98,7 +99,7 @@ def end(client: redis.Redis, child: subprocess.Popen[bytes] | None = None, *, sa
 def _is_loaded(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -> bool:
     if child.poll() is not None:
         raise VerificationFailed(
-            f"the server cannot load this data: {reason(log.read_text(errors='replace'), child.returncode)}",
+            f"the server cannot load this data: {reason(inside.read_text(log, 'replace'), child.returncode)}",
             f"load it with a server program of the version that took it ([redis] server_program); {OTHER_BACKUPS}",
         )
     try:

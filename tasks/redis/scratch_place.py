@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from runbook.files import inside
 from runbook.guard.process import is_abandoned, this_process
 
 PREFIX = "ops-redis-"
@@ -33,5 +34,5 @@ def _sweep(where: Path) -> None:
     """Delete the directories of dead processes, except unreadable ones and those without an owner's name."""
     for note in where.glob(f"{PREFIX}*/{OWNER}"):
         with contextlib.suppress(OSError):
-            if is_abandoned(note.read_text(errors="replace"), note.parent):
+            if is_abandoned(inside.read_text(note, "replace"), note.parent):
                 shutil.rmtree(note.parent, ignore_errors=True)

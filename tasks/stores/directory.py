@@ -210,9 +210,8 @@ def told(path: Path) -> Iterator[None]:
 
 def _copy(source: Path, target: Path, files: Iterable[str]) -> None:
     """Copy what a backup's manifest names, the manifest and its seal. Nothing else in its directory is opened."""
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (*files, MANIFEST, SEAL):
-        (target / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        inside.make_directories((target / name).parent)
         inside.copy(source / name, target / name)
 
 

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
+from runbook.files import inside
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.shell import owner_of
@@ -122,7 +123,7 @@ def has_tablespaces(backup: Backup) -> bool:
 
 
 def _globals(backup: Backup) -> list[str]:
-    return (backup.path / GLOBALS).read_text(encoding="utf-8").splitlines()
+    return inside.read_text(backup.path / GLOBALS).splitlines()
 
 
 def _make_roles(connection: Connection, postgres: Postgres, lines: Sequence[str], existing: Sequence[str]) -> MadeRoles:

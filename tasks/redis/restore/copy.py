@@ -148,7 +148,7 @@ def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path
         source = live / acl
         if source.is_relative_to(live) and source.is_file():
             target = directory / source.relative_to(live)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            inside.make_directories(target.parent)
             inside.copy(source, target)
     own(block, directory)
 
