@@ -261,7 +261,8 @@ def _step(at: int | None, name: str, path: Path, links: int) -> int:
     led = _walk(at, target, path, links - 1)
     if found.st_uid not in (0, os.geteuid(), os.fstat(led).st_uid):
         os.close(led)
-        raise PermissionError(errno.EACCES, NOT_FOLLOWED, str(path))
+        above = Path(f"{_DESCRIPTORS}{at}").readlink() if at is not None else Path("/")
+        raise PermissionError(errno.EACCES, NOT_FOLLOWED, str(above / name))
     return led
 
 

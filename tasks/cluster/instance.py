@@ -169,7 +169,7 @@ def prepare_instance(postgres: Postgres, root: Path) -> PrivateInstance:
     """
     leaves(f"directory {root}", "the next run of this kind deletes it")
     with told(root):
-        root.mkdir(mode=0o700)
+        inside.make_directory(root)
     _claim(root)
     sockets = Path(tempfile.mkdtemp(prefix="ops-pg-"))  # a socket's path must be short
     give(root, postgres.os_user)

@@ -12,6 +12,7 @@ from blocks.postgres.server import Postgres, execute
 from blocks.postgres.wal import Wal
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.backups.encryption import Key
@@ -127,7 +128,7 @@ def build_from_label(instance: PrivateInstance, wal: Wal, content: ClusterConten
         CommandFailed, VerificationFailed: it is damaged.
     """
     with told(instance.root):
-        instance.data.mkdir(mode=0o700)
+        inside.make_directory(instance.data)
     give(instance.data, instance.postgres.os_user)
     where = [f"--set={content.label}", f"--pg1-path={instance.data}", "--type=none", "--archive-mode=off"]
     try:

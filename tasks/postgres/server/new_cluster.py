@@ -12,6 +12,7 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.failpoint import failpoint
+from runbook.files import inside
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from tasks.cluster.configuration import (
@@ -65,7 +66,7 @@ def make_data(postgres: Postgres, directory: Path, *options: str) -> None:
         secret.write(postgres.admin_password.get_secret_value() + "\n")
         secret.flush()
         maker = _maker(postgres.os_user)
-        directory.mkdir(mode=0o700)
+        inside.make_directory(directory)
         give(Path(secret.name), maker)
         give(directory, maker)
         argv = [

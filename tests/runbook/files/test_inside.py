@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -52,9 +51,9 @@ def test_nothing_changes_what_a_link_of_the_account_leads_to(planting: Planting,
 
 @pytest.mark.parametrize("where", ["file", "directory"])
 def test_a_link_of_the_account_is_not_read(planting: Planting, where: str) -> None:
-    path = planting.link(planting.place / "link", planting.canary if where == "file" else planting.vault)
-    path = path if where == "file" else path / "canary"
-    with pytest.raises(PermissionError, match=f"{inside.NOT_FOLLOWED}: '{path}'"):
+    link = planting.link(planting.place / "link", planting.canary if where == "file" else planting.vault)
+    path = link if where == "file" else link / "canary"
+    with pytest.raises(PermissionError, match=f"{inside.NOT_FOLLOWED}: '{link}'"):
         inside.read(path)
     with pytest.raises(PermissionError):
         inside.copy(path, planting.place / "copy")
