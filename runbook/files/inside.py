@@ -4,7 +4,8 @@ A worker often runs as root, and the data directories belong to the accounts of 
 can replace any file or directory of its own by a link to a file that only root can read or write. So every component
 of a path is opened relative to the descriptor of the one before it. A link is followed only where root or this process
 made it, or where it leads to a file or directory of the account that made it: a data directory on another disk, or a
-postgresql.conf in /etc. What is written never goes through a link in the last component.
+postgresql.conf in /etc. A new file never goes through a link in the last component. Against hard links the kernel
+protects: https://docs.kernel.org/admin-guide/sysctl/fs.html (protected_hardlinks).
 """
 
 from __future__ import annotations
@@ -224,6 +225,8 @@ def _set(opened: int, mode: int | None, owner: Owner | None) -> None:
 @contextlib.contextmanager
 def _node(path: Path) -> Iterator[int]:
     """Yield a descriptor of what a path leads to, by links that may be followed."""
+    with contextlib.suppress(OSError):
+        (path / "..").stat()  # mounts what is mounted on demand, which O_PATH does not
     with about(path):
         node = _walk(None, path.absolute(), path, _MOST_LINKS)
     try:
