@@ -69,14 +69,14 @@ def read_text(path: Path, errors: str = "strict") -> str:
         return file.read()
 
 
-def creating(path: Path, mode: int | None = 0o600, owner: Owner | None = None) -> io.FileIO:
-    """Create a file and open it, unbuffered, to write it.
+def creating(path: Path, mode: int | None = 0o600, owner: Owner | None = None) -> io.BufferedWriter:
+    """Create a file and open it to write it.
 
     Raises:
         OSError: the name is taken, or the file cannot be created.
     """
     with directory(path.parent) as at, about(path):
-        return io.FileIO(_created(at, path.name, mode, owner), "wb")
+        return open(_created(at, path.name, mode, owner), "wb")
 
 
 def write(path: Path, content: bytes, mode: int | None = 0o600, owner: Owner | None = None) -> None:
@@ -87,7 +87,7 @@ def write(path: Path, content: bytes, mode: int | None = 0o600, owner: Owner | N
         OSError: it cannot be written.
     """
     remove(path)
-    with io.BufferedWriter(creating(path, mode, owner)) as file:
+    with creating(path, mode, owner) as file:
         file.write(content)
 
 
@@ -97,10 +97,10 @@ def copy(source: Path, target: Path) -> None:
     Raises:
         OSError: one of them cannot be opened, or the disk fails.
     """
-    with reading(source) as file:
+    with reading(source) as file, about(source):
         found = os.fstat(file.fileno())
         remove(target)
-        with io.BufferedWriter(creating(target, found.st_mode & 0o777)) as out:
+        with creating(target, found.st_mode & 0o777) as out:
             shutil.copyfileobj(file, out, _PIECE_BYTES)
             out.flush()
             os.utime(out.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -157,13 +157,15 @@ def make_directories(path: Path, mode: int = 0o700) -> None:
             make_directory(path, mode)
 
 
-def change_mode(path: Path, mode: int) -> None:
-    """Change the mode of a file or directory.
+def change_mode(path: Path, mode: int, owner: Owner | None = None) -> None:
+    """Change the mode of a file or directory, and its owner before that: a new owner clears the set-user-id bit.
 
     Raises:
         OSError: it cannot be opened, or belongs to another account.
     """
     with _node(path) as node, about(path):
+        if owner and os.geteuid() == 0:
+            os.chown(f"{_DESCRIPTORS}{node}", *owner)
         Path(f"{_DESCRIPTORS}{node}").chmod(mode)
 
 

@@ -142,22 +142,21 @@ def unpack(source: Path, target: Path, entries: Sequence[ArchiveEntry]) -> None:
     named = {entry.path: entry for entry in entries}
     made: set[str] = set()
     directories: list[tuple[Path, ArchiveEntry]] = []
-    target.mkdir(mode=0o700)
+    inside.make_directory(target)
     with _opened(source, entries) as tar:
         for member in tar:
             entry = _require_named(member, named, made)
             path = target / member.name
             if entry.kind == "directory":
                 if entry.path != ".":
-                    path.mkdir(mode=0o700)
+                    inside.make_directory(path)
                 directories.append((path, entry))
             elif entry.kind == "symlink":
-                path.symlink_to(member.linkname)
-                _own(path, entry)
+                inside.symlink(path, member.linkname, ids_of(entry))
             else:
                 _unpack_file(tar, member, path, entry)
     for path, entry in reversed(directories):  # the innermost first: a mode may forbid what is still to come
-        _own(path, entry)
+        inside.change_mode(path, entry.mode, ids_of(entry))
     os.sync()  # before anything is renamed; a file at a time costs milliseconds each
 
 
@@ -179,27 +178,20 @@ def unpack_some(
             content = tar.extractfile(member) if entry.kind == "file" and wanted(entry) else None
             if content:
                 path = target / entry.path
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                path.write_bytes(content.read())
-                path.chmod(0o600)
+                inside.make_directories(path.parent)
+                inside.write(path, content.read())
 
 
 def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, entry: ArchiveEntry) -> None:
     content = tar.extractfile(member)
     assert content is not None
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+    with inside.creating(path) as file:
         while chunk := content.read(CHUNK_BYTES):
             file.write(chunk)
-    _own(path, entry)
-    os.utime(path, (member.mtime, member.mtime))
-
-
-def _own(path: Path, entry: ArchiveEntry) -> None:
-    """Owner first: changing it clears the set-user-id bits of the mode."""
-    if os.geteuid() == 0:
-        os.chown(path, *ids_of(entry), follow_symlinks=False)
-    if entry.kind != "symlink":
-        path.chmod(entry.mode)
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), *ids_of(entry))  # this clears the set-user-id bits of the mode
+        os.fchmod(file.fileno(), entry.mode)
+        os.utime(file.fileno(), (member.mtime, member.mtime))
 
 
 def compare_members(source: Path, entries: Sequence[ArchiveEntry]) -> list[str]:

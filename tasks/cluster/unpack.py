@@ -240,6 +240,8 @@ def write(path: Path, mode: int, content: IO[bytes]) -> tuple[int, str]:
             size += len(chunk)
             with told(path):
                 file.write(chunk)
+        with told(path):
+            file.flush()
     if hashing:
         hashing.result()
     return size, digest.hexdigest()

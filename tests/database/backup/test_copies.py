@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from flows.database.backup import backup_database, verify_backup
 from flows.database.copies import replicate_backups
 from flows.database.restore import restore_database
 from runbook.errors import OpsError, RunbookFailed
+from runbook.files import inside
 from tasks.backups import catalogue, replicas
 from tasks.host.disk import Disk
 from tasks.stores import bucket as bucket_store
@@ -173,14 +173,14 @@ def test_a_disk_that_does_not_give_a_file_back_keeps_no_other_backup_from_being_
     backup_database.fn(NAME)
     bad, good = names(trial)
     sector = largest_file(trial.store / bad)
-    copy = shutil.copyfile
+    copy = inside.copy
 
-    def broken(source: os.DirEntry[str], target: str, **more: bool) -> object:
-        if source.path == str(sector):
-            raise OSError(5, "Input/output error", source.path)
-        return copy(source, target, **more)
+    def broken(source: Path, target: Path) -> None:
+        if source == sector:
+            raise OSError(5, "Input/output error", str(source))
+        copy(source, target)
 
-    monkeypatch.setattr(shutil, "copyfile", broken)
+    monkeypatch.setattr(inside, "copy", broken)
     with pytest.raises(RunbookFailed, match=f"copy of {bad}: {sector}: .*Input/output error.*free disk space"):
         replicate_backups.fn(NAME)
     assert names(trial, "copies") == [good]

@@ -121,10 +121,10 @@ def test_this_host_s_own_trouble_makes_no_backup_bad(
     """A stand-in for the disk: no test may fill this host's."""
 
     class Disk(io.BytesIO):
-        def fileno(self) -> int:
+        def write(self, _: object) -> int:
             raise OSError(trouble, "no")
 
-    monkeypatch.setattr(unpacking.os, "fdopen", lambda *_: Disk())
+    monkeypatch.setattr(unpacking.inside, "creating", lambda *_: Disk())
     source = backup(tmp_path / "backup", "zstd")
     (source / BASE).write_bytes(codec.compress(packed({**FILES, "global/pg_filenode.map": b"x"})))
     for work in (
