@@ -20,17 +20,19 @@ import pytest
 
 from blocks import exclusion
 from blocks.exclusion import PREFIX, Cluster, Directory, Exclusion, Keyspace, LockedPart, keyspaces
+from blocks.postgres.refusals import Starting
 from blocks.postgres.server import Postgres
 from blocks.redis.server import Redis
 from lab.state.base import CHECKOUT
 from runbook import run
-from runbook.errors import Locked, LockLost
+from runbook.errors import Locked, LockLost, OpsError
 from runbook.guard import lock
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
+from tests.fixtures.postgres.clusters import PROGRAMS
 from tests.fixtures.postgres.clusters import Cluster as RunningCluster
 from tests.fixtures.servers import PostgresServer, free_port
 from tests.redis.servers import MASTER, RedisServer, replicated, running_redis
@@ -325,8 +327,16 @@ except Locked as error:
 """
 
 
+def _starts(postgres: Postgres) -> bool:
+    try:
+        postgres.connect().close()
+    except OpsError as error:
+        return isinstance(error, Starting)
+    return False
+
+
 @pytest.mark.parametrize("host", ["this host", pytest.param("another network", marks=pytest.mark.system)])
-@pytest.mark.parametrize("state", ["down", "hung", "missing"])
+@pytest.mark.parametrize("state", ["down", "starting", "hung", "missing"])
 def test_two_environments_on_one_server_exclude_each_other_when_it_does_not_answer(
     cluster: RunningCluster, state: str, host: str, tmp_path: Path
 ) -> None:
@@ -341,6 +351,12 @@ def test_two_environments_on_one_server_exclude_each_other_when_it_does_not_answ
             cluster.crash("postgres")
         if state == "missing":
             shutil.rmtree(node.data)
+        if state == "starting":
+            (node.data / "recovery.signal").touch()
+            with (node.data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+                file.write("restore_command = 'sleep 60; false'\n")
+            cluster.supervisor.start(PROGRAMS["postgres"])
+            until(lambda: _starts(cluster.environment.postgres), what="a server that starts", seconds=30)
         ours = cluster.environment.exclusion("Restore")
         assert str(node.data) in ours.take()
         stack.callback(ours.close)
