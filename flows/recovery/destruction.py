@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report
 from runbook.units import counted, duration
 from tasks.backups.catalogue import Backup, find_backup
-from tasks.cluster.catalog import databases_in
+from tasks.cluster.catalog import databases_in, has_database
 from tasks.cluster.target import Stop, find_stop_at
+from tasks.failover.member import control_of
 from tasks.host.disk import is_here
 from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.tables.emptied import EmptiedTables, find_emptied_tables
@@ -131,12 +133,26 @@ def read_end(postgres: Postgres, database: str, tables: Mapping[str, int]) -> Da
 
 
 def read_live_end(env: Environment, system: int, tables: Mapping[str, int]) -> DatabaseAtEnd | None:
-    """The live database, if its server answers and is of the cluster `system`; None otherwise."""
+    """The live database, if its server answers and is of the cluster `system`, or was shut down without it; None
+    otherwise."""
     live = nodes.ask(env.postgres)
-    if live is None or live.system != system:
+    if live is None:
+        return _stopped_end(env, system)
+    if live.system != system:
         return None
     with contextlib.suppress(OpsError):
         return read_end(env.postgres, env.postgres.database, tables)
+    return None
+
+
+def _stopped_end(env: Environment, system: int) -> DatabaseAtEnd | None:
+    """Only after a shutdown the files say that there is no such database; of an existing one they say no more."""
+    control = control_of(env.postgres)
+    if control is None or control.state != "shut down" or control.system != system:
+        return None
+    with contextlib.suppress(OSError, ValueError, struct.error):
+        if not has_database(Path(env.postgres.data_directory), env.postgres.database):
+            return DatabaseAtEnd(FiledDatabase(0), EmptiedTables({}, ()))
     return None
 
 

@@ -95,11 +95,14 @@ def _renamed(env: Environment) -> FencedServer | None:
 
 
 def begun_before(env: Environment) -> str:
-    """The transaction before which a run wanted to end that was killed between its renames; "" where there is none."""
-    if (Path(env.postgres.data_directory) / "PG_VERSION").exists() or not _renamed(env):
-        return ""
+    """The transaction before which a run wanted to end that was killed behind its fence, if the server has not run
+    since; "" if there is none."""
     begun = record.read(env.reports_directory / FENCED, SwapBegun, "delete it, and run this again")
-    return begun.before if begun else ""
+    if not begun:
+        return ""
+    live = Path(env.postgres.data_directory).resolve()
+    there = read_written(env.postgres, live) if (live / "PG_VERSION").exists() else _renamed(env)
+    return begun.before if there and there.control == begun.control else ""
 
 
 def require_fence(env: Environment, fenced: FencedServer) -> None:

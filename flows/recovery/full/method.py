@@ -113,7 +113,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     kinds = (PHYSICAL,) if given.method == "cluster" else (PHYSICAL, LOGICAL)
     before = given.before or gate.begun_before(env)
     if before != given.before:
-        report.fact("decision of a killed run", f"before={before}")
+        report.fact("target of a killed run", f"before={before}")
     options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before, timeline=given.timeline)
     require_known(env, env.name, given.backup, stores=given.source)
     if _has_base_backups(options, asked=asked):

@@ -100,6 +100,17 @@ def test_a_table_that_was_emptied_before_the_newest_dump_is_named(backed_up: Clu
     assert re.search(r"public.writes: \d+ → 0 rows", plan.headline), plan.headline
 
 
+def test_a_database_that_was_dropped_before_the_shutdown_is_planned(backed_up: Cluster) -> None:
+    """The plan of a stopped server stopped at the end of the WAL, and its run was refused."""
+    rows = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    backed_up.sql("postgres", "DROP DATABASE grc_db WITH (FORCE)", database="postgres")
+    backed_up.stop("postgres")
+    plan = full_restore.fn(NAME, method="cluster")
+    assert "DROP DATABASE by transaction" in plan.facts["target"]
+    restored(method="cluster", **plan.pins)
+    assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
+
+
 def test_a_dropped_table_without_rows_in_the_dump_is_named(backed_up: Cluster) -> None:
     """Nothing tells an accident from a clean-up there, so no commits are given up for it."""
     backed_up.sql("postgres", "CREATE TABLE spare ()")

@@ -101,8 +101,8 @@ def test_a_dropped_database_is_restored_to_just_before_the_drop(based: System, t
 
 
 def test_an_emptied_table_comes_back_and_a_killed_run_is_launched_again(based: System) -> None:
-    """Killed between the renames no directory is live: the next run finds the statement in the copy, not in the
-    server."""
+    """Killed behind its fence no server answers, and between the renames no directory is live: the next plan stops where
+    the killed run wanted to stop."""
     rows = messages(based)
     based.sql("TRUNCATE interview_messages CASCADE")
     based.sql("CREATE TABLE afterwards ()")
@@ -111,7 +111,10 @@ def test_an_emptied_table_comes_back_and_a_killed_run_is_launched_again(based: S
     assert options(plan)["base backup and WAL"][3].startswith("1 commit of ")
     kept = full_restore.fn(based.name, before="none")
     assert "target" not in kept.facts
-    assert restore(based, "--method", "auto", OPS_FAILPOINT="cluster: between renames").returncode == -signal.SIGKILL
+    for point in ("full restore: cluster built", "cluster: between renames"):
+        assert restore(based, "--method", "auto", OPS_FAILPOINT=point).returncode == -signal.SIGKILL
+        again = full_restore.fn(based.name)
+        assert again.facts["target of a killed run"].startswith("before=")
     done = restore(based, "--method", "auto")
     assert done.returncode == 0, done.stderr[-2000:]
     assert messages(based) >= rows, "the smoke checks write some"
