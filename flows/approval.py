@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from prefect import Flow
+
 from blocks.environment import Environment
 from blocks.people.approval import Approval
 from runbook.errors import NotConfirmed
+from runbook.failpoint import failpoint
 from runbook.guard import approval
 from runbook.guard.approval import Approved, ApprovedPlanChanged
 from runbook.guard.approval_form import described
-from runbook.guard.codes import CodeRefused
+from runbook.guard.codes import CodeRefused, CodeUse, accept, share_use
 from runbook.language.say import say, use_language
 from runbook.report import Report, Status
 
@@ -45,7 +48,7 @@ def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, An
         planned = call(**{**given, "confirm": ""})
         if planned.status is not Status.PLANNED:
             return planned
-        with approval.approved_here(_request_approval(env, approvals, planned)):
+        with approval.approved_here(_request_approval(env, approvals, planned, shared=isinstance(call, Flow))):
             try:
                 return call(**given)
             except ApprovedPlanChanged as error:
@@ -53,7 +56,8 @@ def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, An
     raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it could run", "run it again under less load")
 
 
-def _request_approval(env: Environment, approvals: Approval, planned: Report) -> Approved:
+def _request_approval(env: Environment, approvals: Approval, planned: Report, *, shared: bool) -> Approved:
+    """`shared`: Prefect answers, and keeps the code's use for other hosts."""
     plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
     ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
     override = f"In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
@@ -72,8 +76,12 @@ def _request_approval(env: Environment, approvals: Approval, planned: Report) ->
         try:
             if text.startswith(PREFIX) and override:
                 return Approved(plan, "", now, approval.checked_reason(text.removeprefix(PREFIX)), launcher)
-            name = approval.use_code(env, approvals, text, now, str(uuid.uuid4()), launcher)
-            return Approved(plan, name, now, launcher=launcher)
+            use = CodeUse(env.name, plan, str(uuid.uuid4()))
+            code = accept(approvals, text, now, use, launcher)
+            if shared:
+                share_use(code, use)
+            failpoint("approval: code used")
+            return Approved(plan, code.name, now, launcher=launcher)
         except CodeRefused as error:
             why = str(error)
             print(why, file=sys.stderr)

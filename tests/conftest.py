@@ -83,6 +83,7 @@ def _own_base() -> Path | None:
 
 heed_interrupts()
 OWN_BASE = _own_base()
+os.environ["XDG_STATE_HOME"] = str(base_directory() / "state")  # this tool's own state (runbook/files/state.py)
 PREPARED = Lab.prepared(f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
 os.environ.update(PREPARED.environ())
 

@@ -27,13 +27,12 @@ from deployments.adopt.servers import FoundServerProcess, Unit, find_postgres, f
 from deployments.doctor.__main__ import examine, show
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.files.state import state_directory
 from tasks.redis.server import setting
 
 NEEDED = ("database", "user", "admin_user", "programs", "data_directory", "os_user")
 LOCAL = ("", "localhost", "127.0.0.1", "::1")
 ZONE = Path("/etc/localtime")
-STATE = "XDG_STATE_HOME"
-SYSTEM, OWN = Path("/var/lib/interview-ops"), Path.home() / ".local" / "state" / "interview-ops"
 
 
 def path_of(name: str) -> Path:
@@ -129,8 +128,7 @@ def _managed(units: Mapping[str, Unit | None], passwords: dict[str, str]) -> dic
 
 def _usual(name: str) -> dict[str, str]:
     """Directories that this user can write, and the host's time zone."""
-    usual = SYSTEM if os.access(next(one for one in (SYSTEM, *SYSTEM.parents) if one.exists()), os.W_OK) else OWN
-    base = Path(os.environ[STATE]) / "interview-ops" if os.environ.get(STATE) else usual
+    base = state_directory()
     zone = str(ZONE.resolve()).partition("/zoneinfo/")[2]
     return {
         "title": name,

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, FlowRunInput
@@ -25,10 +24,11 @@ from prefect.input import RunInput
 
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError
+from runbook.failpoint import failpoint
 from runbook.guard import suspended
 from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
-from runbook.guard.codes import CodeRefused, approver_of, claim, refuse_launcher
+from runbook.guard.codes import CodeRefused, CodeUse, accept, share_use
 from runbook.guard.permit import Pin, launched_by
 from runbook.guard.pins import PARAMETER, PlanChanged
 from runbook.report import Report
@@ -198,22 +198,11 @@ class ApprovalGate:
         launcher = _launcher(run) or answer.launched_by
         if answer.override:
             return Approved(answer.plan, "", answer.at, checked_reason(answer.override), launcher)
-        owner = f"{run.id}/{attempt}/{_PROCESS}"
-        name = use_code(self.target, self.approvals, answer.code, answer.at, owner, launcher)
-        return Approved(answer.plan, name, answer.at, launcher=launcher)
-
-
-def use_code(target: Target, approvals: Approvals, code: str, at: datetime, owner: str, launcher: str) -> str:
-    """The approver whose code it is; the code is used up.
-
-    Raises:
-        Refused: it is wrong, was used before, or is the launcher's own.
-        OpsError: its use cannot be recorded.
-    """
-    name, step = approver_of(approvals, code, at)
-    refuse_launcher(approvals, name, launcher)
-    claim(Path(target.reports_directory), name, step, owner)
-    return name
+        use = CodeUse(self.target.name, answer.plan, f"{run.id}/{attempt}/{_PROCESS}")
+        code = accept(self.approvals, answer.code, answer.at, use, launcher)
+        share_use(code, use)
+        failpoint("approval: code used")
+        return Approved(answer.plan, code.name, answer.at, launcher=launcher)
 
 
 def checked_reason(text: str) -> str:
