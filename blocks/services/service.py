@@ -108,10 +108,13 @@ class Services(Block, abc.ABC):
             OpsError: the manager refuses, or offers no way.
         """
 
-    @property
-    def how_to_disable(self) -> str:
+    def stays_disabled(self, role: str) -> bool:
+        """Whether nothing would start it after `disable`."""
+        return True
+
+    def how_to_disable(self, role: str) -> str:
         """What a person does where `disable` cannot."""
-        return "disable it on its host"
+        return f"disable {self.name_of(role)} on its host"
 
     def enable(self, role: str) -> str:
         """Undo `disable`; what is left to do by hand, "" where nothing is. Nothing happens where it is not disabled."""

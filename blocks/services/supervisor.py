@@ -160,10 +160,9 @@ class SupervisorServices(Services):
 
     def disable(self, role: str) -> None:
         """See `can_disable`."""
-        raise OpsError(f"supervisord cannot disable {self.name_of(role)}", self.how_to_disable)
+        raise OpsError(f"supervisord cannot disable {self.name_of(role)}", self.how_to_disable(role))
 
-    @property
-    def how_to_disable(self) -> str:
+    def how_to_disable(self, role: str) -> str:
         """supervisord's interface changes no configuration."""
         return "set autostart=false for it in supervisord's configuration, then: supervisorctl update"
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from blocks.hosts import is_here
 from blocks.services.service import CALL_SECONDS, Services, ServiceState
+from blocks.services.units import ENDED, PROPERTIES, Starter, find_starters
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.masking import MASK
@@ -17,12 +18,13 @@ from runbook.units import counted
 
 # https://www.freedesktop.org/software/systemd/man/latest/systemctl.html: in these a unit's process is there.
 RUNS = ("active", "reloading", "refreshing", "deactivating")
-ENDED = ("inactive", "failed")
 SSH_FAILED, NO_TRANSPORT = 255, "Transport endpoint is not connected"  # ssh's exit code; what systemctl says of its end
 LOG_SECONDS = 30
-SHOWN = "LoadState,ActiveState,SubState,MainPID,UnitFileState,Type,RemainAfterExit,ConsistsOf,Wants"
-# What starts a unit that is disabled.
-STARTERS = ("WantedBy", "RequiredBy", "UpheldBy", "TriggeredBy")
+SHOWN = (
+    "Id,LoadState,ActiveState,SubState,MainPID,UnitFileState,FragmentPath,"
+    "Type,RemainAfterExit,ConsistsOf,Wants,UpheldBy"
+)
+OWN_UNITS = "/etc/systemd/system"
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,46 @@ class SystemdServices(Services):
         return self._shown(self._unit(role)).get("ActiveState") in RUNS
 
     def state(self, role: str) -> ServiceState:
-        """`systemctl show`: a unit that waits for its restart is "activating"."""
-        found = self._shown(self._unit(role))
-        active = found.get("ActiveState", "")
-        told = f"{active} ({found.get('SubState', '')}), {found.get('UnitFileState') or 'not enabled'}"
-        return ServiceState(told, int(found.get("MainPID") or 0), active not in ENDED)
+        """`systemctl show`: a unit that waits for its restart is "activating"; one that an active unit upholds is
+        started again at once."""
+        unit = self._unit(role)
+        found = self._shown(unit)
+        active, state = found.get("ActiveState", ""), found.get("UnitFileState") or "not enabled"
+        told, comes_back = f"{active} ({found.get('SubState', '')}), {state}", active not in ENDED
+        if not comes_back and state != "masked" and found.get("UpheldBy"):
+            upheld = [one.text for one in self._starters(unit) if one.relation == "Upholds" and one.is_active]
+            told, comes_back = f"{told}, kept up by {', '.join(upheld)}" if upheld else told, bool(upheld)
+        return ServiceState(told, int(found.get("MainPID") or 0), comes_back)
 
     def starts_at_boot(self, role: str) -> str:
         """As `systemctl is-enabled`: only a masked unit, or a disabled one that no other unit starts, stays stopped."""
         unit = self._unit(role)
-        found = self._shown(unit)
-        state = found.get("UnitFileState") or "not enabled"
-        if state == "masked":
+        state = self._shown(unit).get("UnitFileState") or "not enabled"
+        starters = [] if state == "masked" else self._starters(unit)
+        if state == "masked" or (state == "disabled" and not starters):
             return ""
-        starters = [name for key in STARTERS for name in self._property(unit, key).split()]
-        if state == "disabled" and not starters:
-            return ""
-        return state + (f", started by {', '.join(starters)}" if starters else "")
+        return state + (f", started by {', '.join(one.text for one in starters)}" if starters else "")
+
+    def how_to_disable(self, role: str) -> str:
+        """`systemctl mask`. Where the unit's own file is in the place of the mask, it and its starters are disabled."""
+        unit = self._unit(role)
+        if not self._refuses_mask(unit):
+            return f"there: systemctl mask {unit.name}"
+        starters = self._starters(unit)
+        causes = sorted({cause for one in starters for cause in one.causes if not cause.endswith(".target")})
+        commands = [f"systemctl disable --now {' '.join([unit.name, *causes])}"]
+        if self._shown(unit).get("UnitFileState") == "disabled":
+            targets = (one.unit for one in starters if one.is_target)
+            commands += [f"systemctl edit --full {name} (delete {unit.name} there)" for name in targets]
+        return f"there: {'; '.join(commands)}"
+
+    def stays_disabled(self, role: str) -> bool:
+        """A masked unit is started by no other; one that is only disabled by each unit that depends on it."""
+        unit = self._unit(role)
+        if not self._refuses_mask(unit):
+            return True
+        is_disabled = self._shown(unit).get("UnitFileState") == "disabled"
+        return all(one.is_target and not is_disabled for one in self._starters(unit))
 
     def disable(self, role: str) -> None:
         """`systemctl mask`; `disable` where the unit's own file is in the place of the mask (/etc/systemd/system)."""
@@ -168,6 +193,15 @@ class SystemdServices(Services):
         if found.get("LoadState") == "not-found":  # "inactive" too
             raise OpsError(f"systemd knows no unit {unit.name}", "correct it under [services.names]")
         return found
+
+    def _starters(self, unit: _Unit) -> list[Starter]:
+        """What starts it, of the units that this systemd has loaded: all that are active or enabled."""
+        text = self._systemctl(unit.host, "show", "--all", "*", f"--property={PROPERTIES}", seconds=LOG_SECONDS)
+        return find_starters(text, self._shown(unit).get("Id", unit.name))
+
+    def _refuses_mask(self, unit: _Unit) -> bool:
+        found = self._shown(unit)
+        return found.get("FragmentPath") == f"{OWN_UNITS}/{found.get('Id')}"
 
     def _property(self, unit: _Unit, name: str) -> str:
         """One property, which may have several lines."""

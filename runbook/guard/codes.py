@@ -30,8 +30,8 @@ from runbook.target import Approvals
 from runbook.wait import until
 
 WINDOW = (0, -1)
-"""A code of the step before is valid too, because typing takes time (RFC 6238, 5.2). A code of a future step is not: it
-would still be valid after its use was forgotten by a clock that is set back."""
+"""A code of the step before is valid too, because typing takes time (RFC 6238, 5.2). An app whose clock is right never
+shows a code of a future step."""
 STEP_SECONDS = 30
 """RFC 6238, 4.1: the default, which authenticator apps assume."""
 KEPT_SECONDS = 86400.0

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.files import durable
 from runbook.files.durable import sync
+from runbook.guard.brief import asked_briefly
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.host.disk import is_here
@@ -23,7 +27,6 @@ from tasks.postgres.replication.synchronous import address
 FENCE = "fence"
 CONNECT_SECONDS = 2.0
 SIGNAL = "standby.signal"
-LETTERS_OF_A_NAME = 2
 BOOT = "its service is disabled at boot"
 
 
@@ -93,21 +96,54 @@ def fencing_of(services: Services, postgres: Postgres) -> Fencing:
     return Fencing(address(postgres), rows)
 
 
-ATTEST = "have a person power it off or isolate it, and give the name and the method in fenced_by"
+ATTEST = (
+    "have a person power it off or isolate it, and give the person's name and the method in fenced_by, e.g. "
+    "“Yamada, power off by iDRAC”"
+)
+DRILL = "the drill"
+"""Who attests the fence of a drill, which kills the servers itself. Accepted in disposable environments only."""
 
 
-def named_person(fenced_by: str) -> str:
-    """The person who attests the fence, and the method; "" without one.
+def named_person(fenced_by: str, *environments: Environment) -> str:
+    """Return the attestation of a fence: a person of the environments, then the method; "" without one.
 
     Raises:
-        OpsError: it contains no name.
+        OpsError: it begins with no name of theirs, or they name nobody.
     """
-    given = fenced_by.strip()
-    if given and sum(letter.isalpha() for letter in given) < LETTERS_OF_A_NAME:
+    given = unicodedata.normalize("NFKC", " ".join(fenced_by.split()))
+    if not given or (_begins_with(given, DRILL) and all(one.disposable for one in environments)):
+        return given
+    names = _people(environments)
+    if not names:
         raise OpsError(
-            f"fenced_by “{given[:40]}” contains no name", "give the name of the person who fenced it, and the method"
+            f"fenced_by names a person, and {environments[0].name} has no people configured",
+            "add the person under [alerts.contacts] of its TOML (lines to paste: docs/failover.md), register it with "
+            f"python -m deployments.register {environments[0].name}, then run this again",
+        )
+    if not any(_begins_with(given, name) for name in names):
+        raise OpsError(
+            f"fenced_by “{given[:40]}” does not begin with the name of a person of {environments[0].name}",
+            f"begin it with the person who fenced it ({', '.join(names)}), then the method",
         )
     return given
+
+
+def _people(environments: Sequence[Environment]) -> list[str]:
+    """The people of [alerts] (a contact without a name by its key) and [approval]."""
+    names = list[str]()
+    with asked_briefly():  # Prefect may be what is down
+        for env in environments:
+            contacts = env.alerts.contacts if env.has("alerts") else {}
+            names += [one.name or key for key, one in contacts.items()]
+            names += env.approval.approvers if env.has("approval") else []
+    return list(dict.fromkeys(names))
+
+
+def _begins_with(given: str, name: str) -> bool:
+    """Whether a word ends where the name does."""
+    name = unicodedata.normalize("NFKC", name).casefold()
+    rest = given.casefold().removeprefix(name)
+    return given.casefold().startswith(name) and not rest[:1].isalnum()
 
 
 def _port(postgres: Postgres) -> FenceEvidence:
@@ -164,11 +200,12 @@ def _boot(services: Services, postgres: Postgres) -> FenceEvidence:
     if not reason:
         return FenceEvidence(BOOT, True, f"{name} is disabled or masked")
     if services.can_disable:
-        return FenceEvidence(BOOT, False, f"{name}: {reason}", f"disable {name} there", by_run=True)
+        seen, hint = f"{name}: {reason}", services.how_to_disable(role)
+        return FenceEvidence(BOOT, False, seen, hint, by_run=services.stays_disabled(role))
     seen, files = f"{name}: {reason}", is_here(postgres.host) and (data / "PG_VERSION").exists()
     if files and (data / SIGNAL).exists():
         return FenceEvidence(BOOT, True, f"{seen}; it would start as a standby ({SIGNAL} is in {data})")
-    return FenceEvidence(BOOT, False, seen, services.how_to_disable, by_run=files)
+    return FenceEvidence(BOOT, False, seen, services.how_to_disable(role), by_run=files)
 
 
 def _processes(postgres: Postgres, supervised: FenceEvidence) -> FenceEvidence:

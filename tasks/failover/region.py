@@ -17,7 +17,6 @@ LIVES = (
     "repair it there, or stop all its services (application first) so that nothing restarts them, then run this again: "
     "the new region never has its further writes"
 )
-DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then run this again"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -80,7 +79,12 @@ def _services(old: Environment, *, reachable: bool) -> FenceEvidence:
         if state.comes_back:
             return FenceEvidence(what, False, f"{name}: {state.told}", LIVES)
         if boot:
-            return FenceEvidence(what, False, f"{name} is stopped, but starts at boot: {boot}", f"{DISABLE} ({name})")
+            return FenceEvidence(
+                what,
+                False,
+                f"{name} is stopped, but starts at boot: {boot}",
+                f"{old.services.how_to_disable(role)}, then run this again",
+            )
     return FenceEvidence(what, True, "all of them are stopped and disabled")
 
 

@@ -124,7 +124,11 @@ def test_of_two_runs_with_one_code_one_wins(sites: tuple[Site, Site, Site]) -> N
 
 def test_wrong_codes_slow_down_all_environments(sites: tuple[Site, Site, Site]) -> None:
     blue, green, red = sites
-    valid = {pyotp.TOTP(secret).at(datetime.now(UTC), counter_offset=step) for secret in (ALICE, BOB) for step in range(-2, 40)}
+    valid = {
+        pyotp.TOTP(secret).at(datetime.now(UTC), counter_offset=step)
+        for secret in (ALICE, BOB)
+        for step in range(-2, 40)
+    }
     wrong = next(f"{number:06}" for number in range(100) if f"{number:06}" not in valid)
     for turn in range(10):
         done, errors = (blue, green)[turn % 2].approve(wrong)

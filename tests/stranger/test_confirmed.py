@@ -31,7 +31,6 @@ TEXTS: Mapping[str, Any] = {
     "tables": ["public.users"],
     "prefixes": ("key:",),
     "reason": "a test",
-    "fenced_by": "a person",
 }
 
 

@@ -92,6 +92,13 @@ postgres = "postgresql"
 standby = "postgresql"
 [services.hosts]
 standby = "http://{b}:9001"
+[alerts]
+channels = ["file"]
+file = "{reports}/alerts.jsonl"
+path = [{{ contacts = ["yamada"] }}]
+[alerts.contacts.yamada]
+role = "SRE"
+name = "山田太郎"
 """
 
 
@@ -260,9 +267,9 @@ def test_a_host_dies_a_person_attests_it_and_its_own_worker_joins_it_again(machi
 
     code, told = b.launch("failover", mode="unplanned")
     assert code, told
-    assert "give the name and the method" in told
-    code, told = b.launch("failover", mode="unplanned", fenced_by="1")
-    assert "contains no name" in told
+    assert "the person's name and the method" in told
+    code, told = b.launch("failover", mode="unplanned", fenced_by="yes")
+    assert "begin it with the person who fenced it (山田太郎)" in told
     code, told = b.launch("failover", mode="unplanned", fenced_by=PERSON)
     assert code == 0, told
     assert b.answers("False")

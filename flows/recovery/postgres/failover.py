@@ -80,8 +80,8 @@ def postgres_failover(
         new_primary: Server to promote, host:port. Empty: the other one. The plan's form has it filled in
         fence: Stop an unresponsive old primary by its service manager before the promotion (e.g. when it keeps
             restarting)
-        fenced_by: Required if the old host cannot be reached: who stopped or isolated it, and how (e.g. Yamada, power
-            off by iDRAC)
+        fenced_by: Required if the old host cannot be reached: the person who stopped or isolated it, by the name in
+            [alerts] or [approval], and how (e.g. Yamada, power off by iDRAC)
         max_lag_megabytes: Largest allowed lag of the standby, in MB. Beyond it, the promotion is refused
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
@@ -92,7 +92,7 @@ def postgres_failover(
         "PostgreSQL failover", env, confirm, plan, changes=True, rank="recovery", name="postgres-failover"
     ) as report:
         started, phases = time.monotonic(), Phases()
-        fenced_by = named_person(fenced_by)
+        fenced_by = named_person(fenced_by, env)
         pair = read_pair(env, mode, new_primary)
         report_pair(report, "before", pair)
         if pair.course == "finish":

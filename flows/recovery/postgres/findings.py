@@ -12,7 +12,7 @@ from runbook.report import Report, Status
 from runbook.units import first_of, size
 from tasks.cluster.replaced import read_slots
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
-from tasks.failover.fencing import Fencing
+from tasks.failover.fencing import BOOT, Fencing
 from tasks.failover.member import find_lost_overrides
 from tasks.host.disk import is_here
 from tasks.postgres.replication.status import parse_sync_names
@@ -169,7 +169,7 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
         [(row.what, {True: "proven", False: "no", None: "unknown"}[row.holds], row.seen) for row in fencing.rows],
     )
     for row in fencing.against:
-        if fence:
+        if fence and row.what != BOOT:
             report.warn(f"the old primary: {row.what}", "nothing to do: this run stops it first", value=row.seen)
         else:
             report.fail(f"the old primary: {row.what}", row.hint, value=row.seen)

@@ -86,7 +86,8 @@ def region_failover(
         source: Environment where the fault is (required). Its backups are in the store of the environment to fail over
             to
         backup: latest: choose the recovery option with the least loss. Or the backup to try first (base_… or backup_…)
-        fenced_by: Required if it cannot be verified from here: who isolated the old region, and how
+        fenced_by: Required if it cannot be verified from here: the person who isolated the old region, by the name in
+            [alerts] or [approval], and how
         without: Parts to leave out. A part with neither backup nor existing data starts empty only if it is named here
         strict: Stop before users are switched over if the backup already violated expectations when it was taken
         accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
@@ -108,7 +109,7 @@ def region_failover(
             summary.report_follow_up(report, env, old)
             report.outcome = f"users are sent to {env.name} already: nothing was changed"
             return report
-        fence = Fence(old, named_person(fenced_by))
+        fence = Fence(old, named_person(fenced_by, env, old))
         with phases.of("decision"):
             fence.judge(report, "before the plan")
             options = RestoreOptions(report, env, source, backup, timeline=timeline)

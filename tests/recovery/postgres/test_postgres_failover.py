@@ -24,6 +24,16 @@ from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cl
 from tests.fixtures.reports import text_of as finding
 from tests.recovery.postgres_failovers import address, fail_over, found, lost, refused, rejoin, target, verify_turned
 
+ALERTS = """
+[alerts]
+channels = ["file"]
+file = "{}/alerts.jsonl"
+path = [{{ contacts = ["yamada"] }}]
+[alerts.contacts.yamada]
+role = "SRE"
+name = "山田"
+"""
+
 
 def test_a_crashed_primary_is_replaced_nothing_is_lost_and_it_follows_again(cluster: Cluster) -> None:
     with cluster.writing() as writes:
@@ -239,8 +249,11 @@ def test_an_attested_fence_is_told_apart_from_a_proven_one(cluster: Cluster) -> 
     file.write_text(file.read_text().replace(f":{port}", ":9"))
     report = refused("unplanned")
     assert "does not answer" in finding(report, "its supervisor does not run or restart it")
-    with pytest.raises(OpsError, match="contains no name"):
-        fail_over("unplanned", fenced_by="1")
+    with pytest.raises(OpsError, match="has no people configured"):
+        fail_over("unplanned", fenced_by="山田 iDRACで電源断")
+    file.write_text(file.read_text() + ALERTS.format(cluster.root))
+    with pytest.raises(OpsError, match=r"“yes” does not begin with .*\(山田\)"):
+        fail_over("unplanned", fenced_by="yes")
     report = fail_over("unplanned", fenced_by="山田 iDRACで電源断")
     told = finding(report, "fence, attested and not proven")
     assert told.startswith("WARN")

@@ -31,7 +31,7 @@ def test_the_old_primary_lives(cluster: Cluster) -> None:
     assert is_untouched(cluster)
     with cluster.frozen("postgres"):
         for _ in range(2):
-            report = refused("unplanned", fenced_by="somebody")
+            report = refused("unplanned", fenced_by="the drill, which is wrong")
             assert "accepts connections" in finding(report, "its port is closed")
     assert is_untouched(cluster)
 

@@ -37,7 +37,7 @@ from tests.fixtures.bits import flip
 from tests.fixtures.postgres.shipped import commit, forget, wait_shipped
 from tests.recovery.conftest import System
 
-ATTESTED = "the test: every process killed with -9, their supervisor first"
+ATTESTED = "on-call: every process killed with -9, their supervisor first"
 # One of each kind of boundary; the others are reached by the soak test.
 BOUNDARIES = ("after promote_instance", "cluster: between renames", "before send_users")
 

@@ -12,7 +12,7 @@ from tests.recovery.conftest import System
 
 
 def go(system: System, **named: str) -> None:
-    given = {"source": system.name, "fenced_by": "somebody, who is wrong", "confirm": f"{system.name}-dr", **named}
+    given = {"source": system.name, "fenced_by": "on-call, who is wrong", "confirm": f"{system.name}-dr", **named}
     region_failover.fn(f"{system.name}-dr", **given)  # type: ignore[arg-type]
 
 
@@ -44,6 +44,7 @@ def test_a_database_that_lives_is_enough(system: System) -> None:
 @pytest.mark.parametrize(
     ("named", "said"),
     [
+        ({"fenced_by": "yes"}, "“yes” does not begin with the name of a person"),
         ({"source": ""}, "no source was given"),
         ({"source": "nowhere"}, "no environment “nowhere”"),
         ({"backup": "backup_20000101_000000"}, "no backup “backup_20000101_000000”"),

@@ -25,6 +25,7 @@ from tasks.application.endpoint import read_endpoint
 from tasks.application.health import wait_healthy
 from tasks.backups.catalogue import open_all
 from tasks.drill.sabotage import copy_of, flip
+from tasks.failover.fencing import DRILL
 from tasks.failover.promotion import streams
 from tasks.faults.disposable import BREAK, Fault
 from tasks.faults.region import empty_region, lose_region, region
@@ -32,7 +33,7 @@ from tasks.host.services import read_services, start_services, stop_services
 
 RTO_SECONDS, RPO_SECONDS = 4 * 3600.0, 3600.0
 HEALTH_SECONDS = 120.0
-ATTESTED = "the drill: it has killed every process of the region itself"
+ATTESTED = f"{DRILL}: it has killed every process of the region itself"
 
 
 class RegionOutage(Scenario):
