@@ -52,28 +52,39 @@ class Site:
     def old(self) -> Path:
         return self.directory / "log" / "app.log.9"
 
-    def start(self, code: str, failpoint: str = "") -> subprocess.Popen[str]:
+    def start(self, failpoint: str = "") -> subprocess.Popen[str]:
+        """A run that has planned, and waits for its code."""
         variables = {
             "OPS_ENVIRONMENT": self.name,
             "OPS_ENVIRONMENT_FILE": str(self.directory / "environment.toml"),
             "OPS_TOTP_ALICE": ALICE,
             "OPS_TOTP_BOB": BOB,
-            "OPS_APPROVAL_CODE": code,
             "OPS_FAILPOINT": failpoint,
             "XDG_STATE_HOME": str(self.state),
             "PREFECT_API_URL": "http://127.0.0.1:9/api",
         }
         argv = [sys.executable, "-m", "flows.launch", "clean-logs", "--without-prefect"]
         argv += [f"environment={self.name}", f"confirm={self.name}"]
-        return subprocess.Popen(
-            argv, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            argv, cwd=ROOT, env={**os.environ, **variables}, stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
+        printed = ""
+        while not printed.endswith("code: "):
+            assert process.stdout
+            letter = process.stdout.read(1)
+            assert letter, printed + process.communicate()[1]
+            printed += letter
+        return process
 
     def approve(self, code: str, failpoint: str = "") -> tuple[int, str]:
         """The exit code of a run, and what it printed as errors."""
-        process = self.start(code, failpoint)
-        _, errors = process.communicate(timeout=300)
-        return process.returncode, errors
+        return answer(self.start(failpoint), code)
+
+
+def answer(process: subprocess.Popen[str], code: str) -> tuple[int, str]:
+    _, errors = process.communicate(f"{code}\n", timeout=300)
+    return process.returncode, errors
 
 
 @pytest.fixture
@@ -101,10 +112,11 @@ def fresh_code(secret: str) -> str:
 
 def test_a_code_approves_one_environment_only(sites: tuple[Site, Site, Site]) -> None:
     blue, green, _ = sites
+    first, second = blue.start(), green.start()
     code = fresh_code(BOB)
-    assert blue.approve(code)[0] == 0
+    assert answer(first, code)[0] == 0
     assert not blue.old.exists()
-    done, errors = green.approve(code)
+    done, errors = answer(second, code)
     assert (done, green.old.exists()) == (1, True)
     assert "this code of robert was used before" in errors
     ledger = blue.state / "interview-ops" / "approvals"
@@ -114,9 +126,10 @@ def test_a_code_approves_one_environment_only(sites: tuple[Site, Site, Site]) ->
 
 
 def test_of_two_runs_with_one_code_one_wins(sites: tuple[Site, Site, Site]) -> None:
+    runs = [site.start() for site in sites]
     code = fresh_code(BOB)
     with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(lambda site: site.approve(code), sites))
+        ends = list(pool.map(lambda run: answer(run, code), runs))
     assert sorted(code for code, _ in ends) == [0, 1, 1], ends
     assert sum(site.old.exists() for site in sites) == 2
     assert sum("was used before" in errors for _, errors in ends) == 2
@@ -155,10 +168,11 @@ def age(state: Path, seconds: float) -> None:
 
 def test_a_kill_after_the_record_loses_the_code_and_nothing_else(sites: tuple[Site, Site, Site]) -> None:
     blue, *_ = sites
+    killed, second = blue.start("approval: code used"), blue.start()
     code = fresh_code(BOB)
-    assert blue.approve(code, failpoint="approval: code used")[0] == -9
+    assert answer(killed, code)[0] == -9
     assert blue.old.exists()
-    done, errors = blue.approve(code)
+    done, errors = answer(second, code)
     assert (done, "was used before" in errors) == (1, True), errors
     assert blue.old.exists()
     assert blue.approve(pyotp.TOTP(ALICE).now())[0] == 0
@@ -166,12 +180,13 @@ def test_a_kill_after_the_record_loses_the_code_and_nothing_else(sites: tuple[Si
 
 
 def test_a_code_of_the_future_or_older_than_the_last_used_one_is_refused(sites: tuple[Site, Site, Site]) -> None:
-    blue, green, red = sites
+    *_, red = sites
+    runs = [site.start() for site in sites]
     fresh_code(BOB)
     totp, now = pyotp.TOTP(BOB), datetime.now(UTC)
-    done, errors = blue.approve(totp.at(now, counter_offset=3))
+    done, errors = answer(runs[0], totp.at(now, counter_offset=1))
     assert (done, "the code is wrong" in errors) == (1, True), errors
-    assert green.approve(totp.at(now))[0] == 0
-    done, errors = red.approve(totp.at(now, counter_offset=-1))
+    assert answer(runs[1], totp.at(now))[0] == 0
+    done, errors = answer(runs[2], totp.at(now, counter_offset=-1))
     assert (done, "was used before, or a newer one was" in errors) == (1, True), errors
     assert red.old.exists()
