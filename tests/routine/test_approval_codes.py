@@ -156,7 +156,7 @@ def test_wrong_codes_slow_down_all_environments(sites: tuple[Site, Site, Site]) 
     done, errors = red.approve(pyotp.TOTP(BOB).now())
     assert (done, "11 wrong codes" in errors) == (1, True), "the second wait is longer"
     age(red.state, 30)
-    assert red.approve(pyotp.TOTP(BOB).now()) == (0, ""), "a right code is not locked out"
+    assert red.approve(pyotp.TOTP(BOB).now())[0] == 0, "a right code is not locked out"
 
 
 def age(state: Path, seconds: float) -> None:
