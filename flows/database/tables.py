@@ -34,7 +34,7 @@ from tasks.postgres.dump.generated import COLUMN
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in, unpacking_of
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_identity, read_position, read_server
-from tasks.postgres.tables.find import FoundTable, expected_of, files_of, read_sums
+from tasks.postgres.tables.find import expected_of, files_of, read_sums
 from tasks.postgres.tables.kept import SupersededTable, find_superseded_tables, free_stamp, kept_name
 from tasks.postgres.tables.pairs import TablePair, find_live, match_tables, pair_kept, unequal_columns, with_accepted
 from tasks.postgres.tables.scratch import (
@@ -119,7 +119,8 @@ def restore_tables(
             with advisory_lock(env.postgres) as guard:
                 copies = [pair.wanted for pair in pairs]
                 filled = fill_tables(permit, env.postgres, chosen, scratch, copies, workers, accepted)
-                whole = read_sums.after(filled)(env.postgres, scratch.database, list(map(compared_whole, copies)))
+                every_column = [replace(one, uncompared=frozenset()) for one in copies]  # as the backup has them
+                whole = read_sums.after(filled)(env.postgres, scratch.database, every_column)
                 with restore_steps.noting_failure(report, chosen):
                     prove(report, wanted, whole)
                 found = read_sums.after(whole)(env.postgres, scratch.database, copies)
@@ -234,16 +235,11 @@ def choose_kept(found: Sequence[SupersededTable], kept: str) -> list[SupersededT
 
 
 def acts(pairs: Sequence[TablePair]) -> list[Act]:
-    """The acts to permit."""
     return [Act(REPLACE_ROWS, pair.live.name) for pair in pairs]
 
 
 def judge_live(report: Report, env: Environment, tables: Sequence[str]) -> None:
-    """What restore-tables refuses in the live tables, before a copy is built for it.
-
-    Raises:
-        OpsError: the live database lacks one, or cannot be reached.
-    """
+    """What restore-tables refuses in the live tables, before a copy is built for it."""
     judge_ties(report, read_ties(env.postgres, find_live(env.postgres, tables)))
 
 
@@ -358,11 +354,6 @@ def plan_tables(report: Report, wanted: Wanted, source: str) -> None:
             size=bytes_now,
             seconds=max(0.1, bytes_now / ROWS_BYTES_PER_SECOND),
         )
-
-
-def compared_whole(table: FoundTable) -> FoundTable:
-    """With every column: the scratch copy has the backup's values where the backup has them."""
-    return replace(table, uncompared=frozenset())
 
 
 def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
