@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,6 +173,17 @@ def test_an_acl_file_of_root_is_not_copied_into_the_staged_data(planting: Planti
         rules_of(redis_at(live), ACL)
     with pytest.raises(OpsError, match="cannot be read"):
         masked(live / "users.acl")
+
+
+def test_an_acl_file_outside_of_the_data_directory_is_not_copied(planting: Planting, tmp_path: Path) -> None:
+    live, staged = planting.directory("deep/redis"), planting.place / "deep" / "deeper" / "redis.restoring"
+    planting.directory("deep/deeper")
+    (tmp_path / "dump.rdb").write_bytes(b"REDIS0011")
+    named = os.path.relpath(planting.canary, live)
+    outside = Configuration((), {"aclfile": named})
+    copy._seed(redis_at(live), outside, cast("Any", SimpleNamespace(path=tmp_path)), live, staged)
+    planting.require_untouched()
+    assert not (staged / named).exists()
 
 
 def test_kept_data_whose_rdb_leads_to_a_file_of_root_is_not_given_to_the_account(planting: Planting) -> None:

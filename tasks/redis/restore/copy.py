@@ -145,7 +145,7 @@ def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path
     inside.make_directory(directory, MODE)
     seed_aof(configuration, directory, backup.path / RDB, inside.copy)
     if acl := configuration.get("aclfile"):
-        source = live / acl
+        source = Path(os.path.normpath(live / acl))  # the account can write `..` into its configuration
         if source.is_relative_to(live) and source.is_file():
             target = directory / source.relative_to(live)
             inside.make_directories(target.parent)
