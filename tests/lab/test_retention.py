@@ -36,6 +36,7 @@ class Recorded(Runs):
 
     api: str = ""
     ui: str = ""
+    auth: str = ""
     launched: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     refused: str = "none"
     busy: dict[int, str] = field(default_factory=dict)
