@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+
+import psycopg
 
 from lab.servers.postgres import DATABASE
 from tests.recovery.sequences.checks import Found, check_losses, check_system, compare
@@ -10,7 +13,7 @@ from tests.recovery.sequences.confirmation import Carried, raise_broken
 from tests.recovery.sequences.ledger import Content, Ledger, Write
 from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.promises import APART, FILES, REDIS
-from tests.recovery.sequences.steps import Mark
+from tests.recovery.sequences.steps import TIMELINE, Mark
 from tests.recovery.sequences.world import World
 
 MENDS = {
@@ -95,7 +98,9 @@ def _check_accidents(found: dict[str, Found], ran: Ran) -> list[str]:
 
 
 def _is_on(world: World, mark: Mark) -> bool:
-    """Whether the branches that are live have everything that a mark has."""
+    """Whether the branches that are live have everything that a mark has, and its place in WAL."""
+    if not _is_in_history(world, mark):
+        return False
     for name, number in mark.at.items():
         ids = {write.attempt for write in world.ledgers[name].writes}
         if any(write.is_acknowledged and write.attempt < number for write in world.ledgers[name].writes) and (
@@ -103,6 +108,26 @@ def _is_on(world: World, mark: Mark) -> bool:
         ):
             return False
     return True
+
+
+_HISTORY = f"""
+SELECT timeline, CASE WHEN timeline > 1
+       THEN pg_read_file(format('pg_wal/%s.history', lpad(upper(to_hex(timeline)), 8, '0'))) ELSE '' END
+FROM (SELECT {TIMELINE} AS timeline) now
+"""
+
+
+def _is_in_history(world: World, mark: Mark) -> bool:
+    with contextlib.suppress(psycopg.Error):
+        ((timeline, history),) = world.sql(_HISTORY)
+        left = {int(line.split()[0]): line.split()[1] for line in history.splitlines() if line.strip()}
+        return timeline == mark.timeline or _bytes(mark.lsn) < _bytes(left.get(mark.timeline, "0/0"))
+    return True
+
+
+def _bytes(lsn: str) -> int:
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
 
 
 def newest_kept(path: Path) -> Path | None:

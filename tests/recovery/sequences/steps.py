@@ -43,6 +43,7 @@ class Mark:
 
     transaction: str
     lsn: str
+    timeline: int
     moment: datetime
     at: Mapping[str, int]
     branches: Mapping[str, list[Write]]
@@ -85,18 +86,21 @@ def write_much(world: World, chance: random.Random) -> str:
     return f"{outcomes.count('acknowledged')} acknowledged"
 
 
+TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+
+
 @step("mark", "quiet", 2)
 def mark(world: World, chance: random.Random) -> str:
     """A moment to which a point-in-time recovery may go back; nobody writes around it."""
     try:
-        ((transaction, lsn, now),) = world.sql(
-            "SELECT pg_current_xact_id()::text, pg_current_wal_insert_lsn()::text, clock_timestamp()"
+        ((transaction, lsn, timeline, now),) = world.sql(
+            f"SELECT pg_current_xact_id()::text, pg_current_wal_insert_lsn()::text, {TIMELINE}, clock_timestamp()"
         )
     except psycopg.Error:
         return NOT_POSSIBLE
     at = {name: ledger.next_attempt for name, ledger in world.ledgers.items()}
     branches = {name: [replace(one) for one in ledger.copy()] for name, ledger in world.ledgers.items()}
-    world.tokens.setdefault("marks", []).append(Mark(transaction, lsn, now, at, branches))
+    world.tokens.setdefault("marks", []).append(Mark(transaction, lsn, timeline, now, at, branches))
     for ledger in world.ledgers.values():  # the recovery proves itself by the transaction after the target
         ledger.write(chance)
     return str(lsn)
