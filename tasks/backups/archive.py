@@ -188,6 +188,7 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, entr
     with inside.creating(path) as file:
         while chunk := content.read(CHUNK_BYTES):
             file.write(chunk)
+        file.flush()  # a later write would change the time again
         if os.geteuid() == 0:
             os.fchown(file.fileno(), *ids_of(entry))  # this clears the set-user-id bits of the mode
         os.fchmod(file.fileno(), entry.mode)

@@ -16,7 +16,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tasks.application import files, staged_files
 from tasks.application.files import ARCHIVE
-from tasks.backups import archive, catalogue, manifest
+from tasks.backups import catalogue, manifest
 from tasks.host.disk import Disk, disk_of
 from tasks.stores.directory import DirectoryStore
 from tests.application.test_files import NAME, live, store
@@ -78,7 +78,7 @@ def test_what_does_not_come_out_as_it_went_in_is_not_verified(
     backup: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive is whole, and this host cannot restore it as it was: here, as if chmod did nothing."""
-    monkeypatch.setattr(archive, "_own", lambda *_: None)
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
     with pytest.raises(RunbookFailed, match="unpacked files equal to the backup: .*mode"):
         verify_backup.fn(NAME, kind="files")
     assert not catalogue.open_backup(DirectoryStore(store), backup).verified
