@@ -50,11 +50,12 @@ FENCED = "records/fenced-server.json"
 
 @dataclass(frozen=True)
 class SwapBegun:
-    """What a run had decided when it fenced the server, for the run after a killed one: the server's control file, and
-    the transaction before which the copy ends ("": the end of the WAL)."""
+    """What a run had decided when it fenced the server, for the run after a killed one: the server's control file, the
+    transaction before which the copy ends ("": the end of the WAL), and the runbook's title."""
 
     control: str
     before: str = ""
+    runbook: str = ""
 
 
 def fence_cluster(
@@ -68,7 +69,7 @@ def fence_cluster(
     services.stop()
     services.last = found = read_fence.after(services.last)(env.postgres, env.services)
     if found.data:
-        record.write(env.reports_directory / FENCED, SwapBegun(found.control, before))
+        record.write(env.reports_directory / FENCED, SwapBegun(found.control, before, report.runbook))
     else:
         found = _renamed(env) or found
     ship(report, env, source)
@@ -94,15 +95,18 @@ def _renamed(env: Environment) -> FencedServer | None:
     return next((one for one in kept if begun and one.control and one.control == begun.control), None)
 
 
-def begun_before(env: Environment) -> str:
-    """The transaction before which a run wanted to end that was killed behind its fence, if the server has not run
-    since; "" if there is none."""
-    begun = record.read(env.reports_directory / FENCED, SwapBegun, "delete it, and run this again")
-    if not begun:
+def target_of_killed_run(report: Report, env: Environment) -> str:
+    """The transaction before which a run of this runbook wanted to end that was killed behind its fence, if the server
+    has not run since; between the renames, a run of any runbook. "" if there is none."""
+    fenced = record.read(env.reports_directory / FENCED, SwapBegun, "delete it, and run this again")
+    if not fenced:
         return ""
     live = Path(env.postgres.data_directory).resolve()
-    there = read_written(env.postgres, live) if (live / "PG_VERSION").exists() else _renamed(env)
-    return begun.before if there and there.control == begun.control else ""
+    if (live / "PG_VERSION").exists():
+        is_continued = fenced.runbook == report.runbook and read_written(env.postgres, live).control == fenced.control
+    else:
+        is_continued = _renamed(env) is not None
+    return fenced.before if is_continued else ""
 
 
 def require_fence(env: Environment, fenced: FencedServer) -> None:

@@ -74,7 +74,7 @@ class KeptState:
     lacks: str = ""
 
     @property
-    def gone(self) -> tuple[Loss, ...]:
+    def lost_databases(self) -> tuple[Loss, ...]:
         """The loss of a database that the kept cluster lacks."""
         return (Loss.not_known(self.lacks, "the kept cluster does not have it"),) if self.lacks else ()
 
@@ -117,7 +117,7 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
         pin_database(report, env.postgres, replaced=True, up=state == "up")
         what = f"PostgreSQL is again the cluster of timeline {found.history.number} ({found.path.name})"
         down = seconds_from(report.plan_steps, "stop services")
-        effect = Effect(what, Next(FLOW), (planned, *found.gone), down)
+        effect = Effect(what, Next(FLOW), (planned, *found.lost_databases), down)
         permit = report.permit(*swap.acts(env), effect=effect)
         report.state_is("the live cluster is unchanged", "fix the findings above, then run this again")
         with started_on_failure(services):
@@ -125,7 +125,7 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
             loss = _loss(env, found, None, planned=planned)
             require_confirmed(report, loss)
             gate.require_fence(env, fenced)
-            report.loses(loss, *found.gone)
+            report.loses(loss, *found.lost_databases)
             _put_back(report, permit, env, services, found)
         swap.start(report, permit, env, services, has_statistics=True)
         UndoMarker.remove(env.reports_directory)

@@ -279,21 +279,22 @@ def find_lost_overrides(old: Postgres, new: Postgres) -> dict[str, tuple[str, st
     """
     try:
         with old.connect() as connection:
-            names = [str(name) for (name,) in execute(connection, _ALTERED_BY_SQL)]
-            before = _settings_of(connection, names)
+            before = _settings_of(connection, [str(name) for (name,) in execute(connection, _ALTERED_BY_SQL)])
     except (OpsError, psycopg.Error):
-        names = _altered_in(old)
-        before = {name: read_configured.work(old, name) for name in names}
+        before = {name: read_configured.work(old, name) for name in _altered_in(old)}
     with new.connect() as connection:
-        after = _settings_of(connection, [name for name in names if not _OWN.fullmatch(name)])
-    return {name: (before[name], value) for name, value in after.items() if before[name] != value}
+        after = _settings_of(connection, [name for name in before if not _OWN.fullmatch(name)])
+    known = {name.lower(): value for name, value in before.items()}
+    return {name: (known[name.lower()], value) for name, value in after.items() if known[name.lower()] != value}
 
 
 _ALTERED_BY_SQL = "SELECT DISTINCT name FROM pg_file_settings WHERE sourcefile LIKE '%/postgresql.auto.conf'"
 
 
 def _settings_of(connection: Connection, names: Sequence[str]) -> dict[str, str]:
-    rows = execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", names)
+    """By PostgreSQL's own spelling (TimeZone); ALTER SYSTEM writes any."""
+    names = [name.lower() for name in names]
+    rows = execute(connection, "SELECT name, setting FROM pg_settings WHERE lower(name) = ANY(%s)", names)
     return {str(name): str(setting) for name, setting in rows}
 
 

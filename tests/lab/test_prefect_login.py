@@ -54,7 +54,6 @@ def own() -> LabControl:
     return LabControl.find(Path(os.environ["OPS_LAB_BASE"])) or pytest.fail("there is no Prefect")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_local_user_launches_nothing_and_reads_no_password(prefect_server: str, own: LabControl) -> None:
     """Privileges dropped to an account without any."""
     holding = [own.layout.state, own.layout.supervisor]

@@ -41,10 +41,9 @@ from tasks.wal.archive.fetch import fetch, fetch_histories
 from tasks.wal.archive.place import DirectoryPlace
 from tasks.wal.format.header import HEADER
 from tasks.wal.format.names import Segment
-from tests.fixtures.planting import SECRET, Planting, needs_root, planting
+from tests.fixtures.planting import SECRET, Planting, planting
 
 __all__ = ["planting"]
-pytestmark = needs_root
 REFUSED = "a symbolic link to a file of another account is not followed"
 SYSTEM, BYTES, HISTORY = 7, 1 << 20, b"1\t0/1000000\tno recovery target specified\n"
 SEGMENT = Segment(3, 1, BYTES)

@@ -111,7 +111,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
             raise OpsError(f"the cluster cannot be restored: {why}", "choose method=dump, or restore-to-point by hand")
         return None
     kinds = (PHYSICAL,) if given.method == "cluster" else (PHYSICAL, LOGICAL)
-    before = given.before or gate.begun_before(env)
+    before = given.before or gate.target_of_killed_run(report, env)
     if before != given.before:
         report.fact("target of a killed run", f"before={before}")
     options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before, timeline=given.timeline)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.database.base_backup import backup_cluster
+from flows.recovery.full_restore import full_restore
 from tests.fixtures import forked
 from tests.fixtures.postgres.clusters import NAME, Cluster
 
@@ -57,6 +58,15 @@ def require_ends_well(cluster: Cluster, xid: int, points: Sequence[str]) -> None
 @pytest.mark.parametrize("point", BOUNDARIES)
 def test_killed_at_a_boundary_and_launched_again(cluster: Cluster, point: str) -> None:
     require_ends_well(cluster, prepared(cluster), [point])
+
+
+def test_a_full_restore_does_not_take_over_its_target(cluster: Cluster) -> None:
+    """A person chose it for this runbook alone: the other one loses nothing."""
+    killed = launch(prepared(cluster), OPS_FAILPOINT="cluster: before first rename")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    plan = full_restore.fn(NAME, method="cluster")
+    assert "target of a killed run" not in plan.facts
+    assert "nothing is lost" in plan.headline, plan.headline
 
 
 @pytest.mark.soak

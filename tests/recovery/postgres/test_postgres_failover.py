@@ -294,7 +294,8 @@ def test_a_setting_and_a_slot_that_the_standby_lacks_are_named(
     cluster: Cluster, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.sql("postgres", "SELECT pg_create_physical_replication_slot('consumer', true)")
-    for server, name, value in (("postgres", "work_mem", "6MB"), ("postgres", "jit", "off"), ("standby", "jit", "off")):
+    changed = (("postgres", "work_mem", "6MB"), ("postgres", "timezone", "Asia/Tokyo"), ("postgres", "jit", "off"))
+    for server, name, value in (*changed, ("standby", "jit", "off"), ("standby", "timezone", "UTC")):
         cluster.sql(server, f"ALTER SYSTEM SET {name} = '{value}'")
         cluster.sql(server, "SELECT pg_reload_conf()")
     if mode == "unplanned":
@@ -304,8 +305,8 @@ def test_a_setting_and_a_slot_that_the_standby_lacks_are_named(
     report = postgres_failover.fn(NAME, mode=mode)
     assert report.status is Status.PLANNED, report.sentence()
     named = [one for one in report.findings if one.name.startswith("the setting ")]
-    assert [one.name for one in named] == ["the setting work_mem"]
-    assert named[0].value.startswith("6144 → 4096: ")
+    assert [one.name for one in named] == ["the setting TimeZone", "the setting work_mem"]
+    assert named[1].value.startswith("6144 → 4096: ")
     assert finding(report, "replication slots").startswith("WARN consumer (physical)")
 
 

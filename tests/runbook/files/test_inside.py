@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from runbook.files import durable, inside
-from tests.fixtures.planting import SECRET, Planting, needs_root, planting
+from tests.fixtures.planting import SECRET, Planting, planting
 
 __all__ = ["planting"]
-pytestmark = needs_root
 
 Change = Callable[[Path], object]
 CHANGES: dict[str, Change] = {
