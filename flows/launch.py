@@ -40,7 +40,7 @@ from tasks.prefect.client import serves
 
 CONTENTS = Path(__file__).parents[1] / "prefect.yaml"
 PREFECT_SECONDS = 10.0
-HALF_DEAD = "Prefect does not answer a query of its database: this run continues without Prefect"
+HALF_DEAD = "Prefect, or its database, does not answer: this run is none of its flow runs"
 USAGE = f"python -m flows.launch RUNBOOK environment=NAME [parameter=value …] [{OPTION}]"
 
 
