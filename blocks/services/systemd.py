@@ -85,11 +85,11 @@ class SystemdServices(Services):
         unit = self._unit(role)
         found = self._shown(unit)
         active, state = found.get("ActiveState", ""), found.get("UnitFileState") or "not enabled"
-        told, comes_back = f"{active} ({found.get('SubState', '')}), {state}", active not in ENDED
+        text, comes_back = f"{active} ({found.get('SubState', '')}), {state}", active not in ENDED
         if not comes_back and state != "masked" and found.get("UpheldBy"):
             upheld = [one.text for one in self._starters(unit) if one.relation == "Upholds" and one.is_active]
-            told, comes_back = f"{told}, kept up by {', '.join(upheld)}" if upheld else told, bool(upheld)
-        return ServiceState(told, int(found.get("MainPID") or 0), comes_back)
+            text, comes_back = f"{text}, kept up by {', '.join(upheld)}" if upheld else text, bool(upheld)
+        return ServiceState(text, int(found.get("MainPID") or 0), comes_back)
 
     def starts_at_boot(self, role: str) -> str:
         """As `systemctl is-enabled`: only a masked unit, or a disabled one that no other unit starts, stays stopped."""

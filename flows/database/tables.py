@@ -239,7 +239,7 @@ def acts(pairs: Sequence[TablePair]) -> list[Act]:
 
 
 def judge_live(report: Report, env: Environment, tables: Sequence[str]) -> None:
-    """What restore-tables refuses in the live tables, before a copy is built for it."""
+    """Judge the live tables as restore-tables does, before a copy is built for it."""
     judge_ties(report, read_ties(env.postgres, find_live(env.postgres, tables)))
 
 

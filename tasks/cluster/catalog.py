@@ -85,7 +85,7 @@ def databases_in(data: Path, wanted: str) -> set[int]:
 
 
 def has_database(data: Path, wanted: str) -> bool:
-    """Whether a stopped server's data directory has the files of a database of that name.
+    """Return True if a stopped server's data directory has the files of a database of that name.
 
     Raises:
         OSError: they cannot be read.

@@ -74,7 +74,7 @@ _CREATE = (
 
 @probe
 def find_live(postgres: Postgres, typed: Sequence[str]) -> tuple[FoundTable, ...]:
-    """The live tables that an operator named.
+    """Find the live tables that an operator named.
 
     Raises:
         OpsError: the live database lacks one, or cannot be reached.
