@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from runbook.masking import without_logins
@@ -28,7 +29,10 @@ OTHER_BACKUPS = "show-recovery-options lists the other backups, and which of the
 
 
 class OpsError(Exception):
-    """Something an operator can act on: `message` says what is wrong, `hint` what to do next."""
+    """Something an operator can act on: `message` says what is wrong, `hint` what to do next. `ends_run`: no other
+    backup is tried, since it would not help, or may lose more."""
+
+    ends_run = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = message = without_logins(message)
@@ -36,8 +40,21 @@ class OpsError(Exception):
         super().__init__(f"{message} — {hint}" if hint else message)
 
 
+@contextlib.contextmanager
+def ending_the_run() -> Iterator[None]:
+    """An error inside ends the run: it has nothing to do with the backup that is tried."""
+    try:
+        yield
+    except OpsError as error:
+        error.ends_run = True
+        raise
+
+
 class Unreachable(OpsError):
-    """A server did not answer. Transient: probes are retried on it, and on nothing else."""
+    """A server did not answer. Transient: probes are retried on it, and on nothing else. A store that does not answer
+    may hold a better backup."""
+
+    ends_run = True
 
 
 class CommandFailed(OpsError):
@@ -65,19 +82,28 @@ class VerificationFailed(OpsError):
 
 
 class NotRestorable(VerificationFailed):
-    """An object of a backup does not restore; a person can accept that by its name (`accept`)."""
+    """An object of a backup does not restore; a person can accept that by its name (`accept`), which may lose less than
+    another backup."""
+
+    ends_run = True
 
 
 class NotConfirmed(OpsError):
     """`confirm` was given and is not the environment's name."""
 
+    ends_run = True
+
 
 class LossExceeded(OpsError):
-    """More would be lost than was confirmed. Nothing live was replaced, and no other option is tried instead."""
+    """More would be lost than was confirmed. Nothing live was replaced."""
+
+    ends_run = True
 
 
 class TimelineUnknown(OpsError):
-    """Several timelines may be the one in use: a person chooses. No other option is tried instead: it may lose more."""
+    """Several timelines may be the one in use: a person chooses."""
+
+    ends_run = True
 
 
 class Locked(OpsError):
@@ -86,6 +112,8 @@ class Locked(OpsError):
 
 class LockLost(OpsError):
     """The environment's lock was held by this run and is no longer."""
+
+    ends_run = True
 
 
 class RunbookFailed(OpsError):

@@ -37,16 +37,7 @@ from flows.recovery.restore_option import (
     RestoreOption,
 )
 from flows.store import judge_drops, report_failed, store_for
-from runbook.errors import (
-    LockLost,
-    LossExceeded,
-    NotConfirmed,
-    NotRestorable,
-    OpsError,
-    RunbookFailed,
-    TimelineUnknown,
-    Unreachable,
-)
+from runbook.errors import OpsError, RunbookFailed
 from runbook.guard.loss import Loss
 from runbook.kinds import Pending
 from runbook.report import Report, Status
@@ -78,15 +69,14 @@ class RestoreAttempt:
 
 @contextlib.contextmanager
 def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
-    """A failure inside does not end the run: it becomes a WARN, and the run tries the next option. An unreachable store
-    ends the run: it may hold backups. So does an object that does not restore: to restore without it may lose less than
-    the next option. So does an unknown timeline: a person may know it."""
+    """A failure inside does not end the run: it becomes a WARN, and the run tries the next option, unless the error
+    `ends_run`."""
     attempt, first = RestoreAttempt(), len(report.findings)
     try:
         yield attempt
-    except (Unreachable, LockLost, LossExceeded, NotConfirmed, NotRestorable, TimelineUnknown):
-        raise
     except OpsError as error:
+        if error.ends_run:
+            raise
         bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]
         failed = bad[0] if bad and isinstance(error, RunbookFailed) else None
         attempt.failure = f"{failed.name}: {failed.value}" if failed else error.message

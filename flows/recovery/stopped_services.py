@@ -16,7 +16,7 @@ from flows.redis.backup import keep_live
 from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.steps import put_back
 from flows.restart import start_again
-from runbook.errors import OpsError
+from runbook.errors import OpsError, ending_the_run
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.next import Next
@@ -46,6 +46,7 @@ class StoppedServices(abc.ABC):
     swapped: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
+    @ending_the_run()
     def stop(self) -> None:
         """Stop them once, in order, each proven stopped."""
         if self.stopping_at:
@@ -161,6 +162,7 @@ class SystemServices(StoppedServices):
         roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
         self.last = stop_services.after(self.last)(self.env.services, roles)
 
+    @ending_the_run()
     def stop_redis(self) -> None:
         """Stop Redis once, proven stopped: later than its clients, because a migration may need it.
 

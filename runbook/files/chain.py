@@ -47,13 +47,10 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
     return path, content
 
 
-RECORD = "recoverability.json"
-"""What the recovery board is made from: beside the reports, and none of them."""
-
-
 def reports_in(directory: Path) -> list[Path]:
-    """The files in `directory` that should be reports of a chain, oldest first."""
-    return sorted(set(directory.glob("*.json")) - {directory / RECORD})
+    """The files in `directory` that should be reports of a chain, oldest first. What runs note down for later ones
+    lies beside them under other names."""
+    return sorted(directory.glob("*Z-*-*-*.json"))
 
 
 def verify_chain(directory: Path) -> list[str]:

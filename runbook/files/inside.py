@@ -92,7 +92,7 @@ def write(path: Path, content: bytes, mode: int | None = 0o600, owner: Owner | N
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a regular file with its mode and its time; it replaces one of that name.
+    """Copy a regular file with its mode and its time; it replaces one of that name. Its owner can read and write it.
 
     Raises:
         OSError: one of them cannot be opened, or the disk fails.
@@ -100,7 +100,7 @@ def copy(source: Path, target: Path) -> None:
     with reading(source) as file, about(source):
         found = os.fstat(file.fileno())
         remove(target)
-        with creating(target, found.st_mode & 0o777) as out:
+        with creating(target, found.st_mode & 0o777 | 0o600) as out:
             shutil.copyfileobj(file, out, _PIECE_BYTES)
             out.flush()
             os.utime(out.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))

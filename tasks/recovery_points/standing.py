@@ -21,13 +21,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from runbook.errors import OpsError
 from runbook.files import record
-from runbook.files.chain import RECORD
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 from tasks.backups.manifest import Kind
 from tasks.recovery_points.point import Resource
 
-FILE, VARIABLE = RECORD, "ops-recoverability-"
+FILE, VARIABLE = "recoverability.json", "ops-recoverability-"
 MOST = 200
 State = Literal["red", "yellow", "green"]
 

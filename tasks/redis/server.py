@@ -152,15 +152,15 @@ def live_directory(block: Redis) -> Path:
 
 
 def holders(block: Redis, directory: Path) -> list[int]:
-    """Server processes whose working directory this is (a server changes into its `dir`), even if it was deleted. Other
-    programs, such as a shell, do not count."""
+    """Server processes whose working directory this is (a server changes into its `dir`). Other programs, such as a
+    shell, do not count; nor do servers whose directory was deleted: they cannot write into one of the same name."""
     program = Path(block.server_program).name
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             if any(word in process.name() for word in ("redis", "valkey", program)):
-                where = process.cwd().removesuffix(" (deleted)")
-                if where == str(directory) or where.startswith(f"{directory}/"):
+                where = Path(f"/proc/{process.pid}/cwd").readlink()  # psutil does not tell that it was deleted
+                if where.is_relative_to(directory):
                     found.append(process.pid)
     return found
 

@@ -15,7 +15,7 @@ from flows.recovery.full.start import plan_of
 from flows.redis.restore import capture, sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from flows.store import mark_failed
-from runbook.errors import OTHER_BACKUPS
+from runbook.errors import OTHER_BACKUPS, ending_the_run
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.kinds import Pending
 from runbook.report import Report
@@ -168,6 +168,7 @@ def begin_others(permit: Permit, env: Environment, chosen: OtherParts) -> Callab
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
 
+    @ending_the_run()
     def wait() -> StagedCopies:
         redis_copy = redis.result() if redis else None
         return StagedCopies(redis_copy, files.result() if files else None)
@@ -216,6 +217,7 @@ def prove(
     report.fail_if_critical()
 
 
+@ending_the_run()
 def prove_others(report: Report, env: Environment, chosen: OtherParts, copies: StagedCopies) -> None:
     """Compare the copies of Redis and of the files with their manifests.
 

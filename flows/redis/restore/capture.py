@@ -30,6 +30,7 @@ from tasks.redis.persistence.newest import aof_manifest, find_newest
 from tasks.redis.restore.copy import build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
 from tasks.redis.restore.live import LiveRedis
+from tasks.redis.restore.place import judge_stop
 from tasks.redis.restore.survivors import SurvivingCopy, files_loss, released, require_received
 from tasks.redis.server import live_directory
 from tasks.redis.settings.file import read_configuration
@@ -41,7 +42,7 @@ def judge(report: Report, env: Environment, copy: SurvivingCopy, around: Replica
     databases = {number: EMPTY.model_copy(update={"all_keys": keys}) for number, keys in copy.keys.items()}
     content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
     fitness = judge_redis_copy(env.redis, content, around)
-    judge_preconditions(report, fitness.preconditions)
+    judge_preconditions(report, (*fitness.preconditions, *judge_stop(env.redis, env.services)))
     if copy.is_aof:
         report_no_checksum(report)
     disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)

@@ -18,7 +18,7 @@ from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
-from tasks.redis.restore.place import Precondition
+from tasks.redis.restore.place import Precondition, judge_stop
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 from tasks.redis.restore.undoing import note_started
 from tasks.redis.topology.isolation import attach, detach, note_swapped, wait_for_followers
@@ -50,7 +50,7 @@ def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
 def judge_server(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> RedisFitness:
     """The conditions under which a fetched backup can replace this server's data."""
     fitness = judge_redis_backup(env.redis, backup, around)
-    judge_preconditions(report, fitness.preconditions)
+    judge_preconditions(report, (*fitness.preconditions, *judge_stop(env.redis, env.services)))
     return fitness
 
 

@@ -25,7 +25,7 @@ from tasks.redis.restore.final_save import has_lost_directory, judge_final_save,
 from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.live import read_live
 from tasks.redis.restore.login import judge_login
-from tasks.redis.restore.place import judge_place
+from tasks.redis.restore.place import judge_place, judge_stop
 from tasks.redis.restore.restart import judge_restart
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
 from tasks.redis.restore.undoing import (
@@ -85,6 +85,7 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
             report,
             (
                 *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
+                *judge_stop(env.redis, env.services),
                 *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
                 *judge_final_save(env.redis),
                 *(judge_restart(env.redis) if answers(env.redis) else ()),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from blocks.redis.server import Redis
+from blocks.services.service import Services
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.units import size
 from tasks.host.disk import disk_of
-from tasks.redis.server import answers, live_directory
+from tasks.redis.server import answers, holders, live_directory
 from tasks.redis.settings.file import read_configuration
 
 
@@ -57,6 +61,26 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
         size(disk.free_bytes),
         f"more than {size(copy_bytes)}",
     )
+
+
+def judge_stop(block: Redis, services: Services) -> Iterator[Precondition]:
+    """Whether the service's stop ends every server that works in the live directory: one started by hand goes on."""
+    others, state = holders(block, live_directory(block)), services.state("redis")
+    if not services.is_here or (state.comes_back and not state.pid):
+        return
+    others = [one for one in others if psutil.pid_exists(one) and not _is_of(one, state.pid)]
+    name, service = "its service stops the server", services.name_of("redis")
+    if others:
+        works = f"process {others[0]} works in {block.data_directory}, and is not one of the service {service}"
+        yield Precondition(name, False, f"stop process {others[0]}, and start {service}", works)
+    else:
+        yield Precondition(name, True, value="yes, or it is stopped")
+
+
+def _is_of(process: int, service: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return service in (process, *(parent.pid for parent in psutil.Process(process).parents()))
+    return True  # it has ended
 
 
 def _unwritable(directory: Path) -> str:

@@ -23,6 +23,7 @@ from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point.target import FoundTarget
+from flows.recovery.stopped_services import SystemServices
 from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
@@ -152,6 +153,21 @@ def test_a_cluster_that_fails_its_proof_gives_way_to_the_dump(based: System, mon
     with pytest.raises(OpsError, match="nothing in the stores of"):
         full_restore.fn(based.name, method="cluster", confirm=based.name)
     assert based.log_in()
+
+
+def test_a_service_that_does_not_stop_ends_the_run_and_no_other_backup_is_tried(
+    based: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No backup helps against that, and the next one would lose more."""
+
+    def refuse(*_: object) -> None:
+        raise OpsError("backend did not stop", "stop it by hand, then run this again")
+
+    based.sql("CREATE TABLE only_in_the_wal ()")
+    monkeypatch.setattr(SystemServices, "_stop", refuse)
+    with pytest.raises(RunbookFailed, match="^CRITICAL: backend did not stop") as it:
+        full_restore.fn(based.name, confirm=based.name)
+    assert not [name for name in findings(it.value.report) if name.startswith("not used")]
 
 
 def test_what_another_client_writes_until_the_servers_stop_is_restored(based: System) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from blocks.environment import Environment
 from flows.redis.persistence import backup_redis, restore_redis
+from runbook import shell
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -20,8 +23,9 @@ from tasks.redis.backup.aof import read_aof
 from tasks.redis.backup.foreign import is_foreign
 from tasks.redis.backup.rdb import Readable, crc64, read_rdb, read_readable
 from tasks.redis.backup.snapshot import RDB
-from tasks.redis.server import family, program_version
+from tasks.redis.server import family, holders, program_version
 from tests.fixtures.reports import finding as found
+from tests.fixtures.servers import free_port
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import RedisServer
@@ -67,6 +71,35 @@ def saved(rig: Rig) -> Path:
     rig.client().save()
     rig.store.mkdir(exist_ok=True)
     return Path(shutil.copy(rig.data / "my dump.rdb", rig.store / "dump_20260215.rdb"))
+
+
+@contextlib.contextmanager
+def by_hand(rig: Rig, directory: Path) -> Iterator[int]:
+    """A server that no service started, in that directory."""
+    rig.account.directory(directory, 0o700)
+    options = ["--port", str(free_port()), "--dir", str(directory), "--save", ""]
+    with shell.spawn([rig.program, *options], user=rig.account.name if rig.account.is_other else "") as child:
+        block = Environment.find(NAME).redis
+        until(lambda: child.pid in holders(block, directory), what="the server's start", seconds=30)
+        yield child.pid
+
+
+def test_a_server_that_somebody_started_by_hand_is_named_in_the_plan(rig: Rig, saved: Path) -> None:
+    """The stop of the service would not end it."""
+    rig.services.stop("redis")
+    with by_hand(rig, rig.data) as pid, pytest.raises(RunbookFailed, match=f"its service .*: process {pid} works in "):
+        restore_redis.fn(NAME, str(saved))
+
+
+def test_a_server_whose_directory_was_removed_keeps_nobody_from_its_name(rig: Rig, saved: Path) -> None:
+    """Another system's that had the same path: it cannot write there."""
+    rig.services.stop("redis")
+    aside = rig.data.with_name("aside")
+    rig.data.rename(aside)
+    with by_hand(rig, rig.data):
+        shutil.rmtree(rig.data)
+        aside.rename(rig.data)
+        assert restore(saved).status is Status.WARN
 
 
 @pytest.mark.parametrize("by", ["name", "path"])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runbook.files import chain
+from runbook.files import chain, record
+from tasks.redis.topology.topology import RECORD as REDIS_DETACHED
+from tasks.redis.topology.topology import ReplicationTopology
 from tests.runbook.processes import Actor
 
 # A file's name that is not UTF-8, as Python reads it.
@@ -95,12 +97,17 @@ def test_a_damaged_head_is_told_and_stops_no_run(tmp_path: Path, text: str) -> N
 
 def test_a_strange_file_is_told(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    (tmp_path / "notes.json").write_text("[1, 2]")
-    (tmp_path / "broken.json").write_text("{")
-    assert sorted(chain.verify_chain(tmp_path)) == [
-        "broken.json is not a report of the chain",
-        "notes.json is not a report of the chain",
-    ]
+    named = "20261201T000000Z-host-000001-notes.json", "20261201T000000Z-host-000002-broken.json"
+    for name, text in zip(named, ("[1, 2]", "{"), strict=True):
+        (tmp_path / name).write_text(text)
+    assert chain.verify_chain(tmp_path) == [f"{name} is not a report of the chain" for name in named]
+
+
+def test_what_runs_note_down_beside_the_reports_is_no_report(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    record.write(tmp_path / REDIS_DETACHED, ReplicationTopology("127.0.0.1:1", ""))
+    (tmp_path / "recoverability.json").write_text("{}")
+    assert chain.verify_chain(tmp_path) == []
 
 
 def test_a_run_killed_between_its_report_and_the_head_breaks_nothing(tmp_path: Path) -> None:
