@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
+from blocks.hosts import is_here
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 
@@ -45,8 +47,8 @@ SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
 def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
     """The nodes, the primary first. A single one is not queried.
 
-    Where all that answer are in recovery, the one that does not answer is the primary. Where nobody answers, or all are
-    in recovery: the order of the configuration.
+    Where all that answer are in recovery, the one that does not answer is the primary. Where nobody answers, their data
+    directories tell, if they are on this host; otherwise, or if all are in recovery: the order of the configuration.
 
     Raises:
         OpsError: two servers take writes. Which of them has the users' data only a person can say: choosing one would
@@ -63,11 +65,26 @@ def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
             "again; then launch rejoin-standby, which saves what only that one has",
         )
 
-    def rank(index: int) -> tuple[bool, bool]:
+    def rank(index: int) -> tuple[bool, bool, int]:
         standing = standings[index]
-        return (bool(standing and not standing.in_recovery), standing is None and any(standings))
+        by_files = 0 if any(standings) else _rank_by_files(nodes[index], nodes)
+        return (bool(standing and not standing.in_recovery), standing is None and any(standings), by_files)
 
     return [nodes[index] for index in sorted(range(len(nodes)), key=rank, reverse=True)]
+
+
+def _rank_by_files(node: Postgres, nodes: Sequence[Postgres]) -> int:
+    """2: its data directory is a primary's; 0: a standby's. 1: it is missing, which a removed or a half-replaced
+    primary's is. Unknown, or on another host: 0."""
+    data = Path(node.data_directory)
+    try:
+        if not is_here(node.host) or not node.data_directory:
+            return 0
+        if (data / "PG_VERSION").exists():
+            return 0 if (data / "standby.signal").exists() else 2
+    except OSError:  # this user may not look there
+        return 0
+    return int(all(is_here(one.host) for one in nodes))
 
 
 def _described(node: Postgres, found: NodeState) -> str:

@@ -105,6 +105,21 @@ def test_the_only_one_that_takes_writes_is_it_whatever_its_timeline(cluster: Clu
     assert roles(cluster.environment) == ("postgres", "standby")
 
 
+@pytest.mark.parametrize("missing", [False, True], ids=["dead", "dead and half replaced"])
+def test_where_nobody_answers_the_data_directories_tell_who_follows(cluster: Cluster, *, missing: bool) -> None:
+    """After a failover and a rejoin: what the configuration names first is the standby."""
+    cluster.stop("postgres")
+    cluster.promote("standby")
+    cluster.follow("postgres")
+    data = cluster.node("standby").data
+    with cluster.crashed("postgres"), cluster.crashed("standby"):
+        aside = data.rename(data.with_name("aside")) if missing else data
+        try:
+            assert roles(cluster.environment) == ("standby", "postgres")
+        finally:
+            aside.rename(data)
+
+
 @pytest.mark.parametrize("how", ["dead", "frozen"])
 def test_where_nobody_answers_it_is_the_configured_one(
     cluster: Cluster, how: str, monkeypatch: pytest.MonkeyPatch

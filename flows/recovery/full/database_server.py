@@ -20,6 +20,7 @@ from flows.recovery.full.start import (
     start_server,
     wait_while_starting,
 )
+from flows.recovery.point.server_state import judge_slots
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.next import Next
@@ -118,6 +119,8 @@ def _judge_stopped(
     absent = state == "absent"
     what = "missing: this run creates one" if absent else "down: this run starts it"
     report.fact("database server", what)
+    if absent:
+        judge_slots(report, env)
 
     def offer(postgres: Postgres, server: Server) -> None:
         nonlocal others
@@ -143,6 +146,7 @@ def _judge_damage(report: Report, env: Environment, stopped: StoppedServer, othe
     elif others == ():
         hint = "nothing to do: this run keeps them under another name, and creates a new cluster"
         report.warn(FILES, hint, value=f"too damaged to start: {invalid}")
+        judge_slots(report, env)
     else:
         report.fail(FILES, move_away(env, others), value=f"too damaged to start: {invalid}")
 

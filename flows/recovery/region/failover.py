@@ -25,6 +25,7 @@ from flows.pinned import pin_database
 from flows.recovery.full import choose
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
+from flows.recovery.point.server_state import judge_slots
 from flows.recovery.region import build, gate, summary
 from flows.recovery.region.build import Region
 from flows.recovery.region.summary import RegionPhases
@@ -112,6 +113,7 @@ def region_failover(
         fence = Fence(old, named_person(fenced_by, env, old))
         with phases.of("decision"):
             fence.judge(report, "before the plan")
+            judge_slots(report, old)
             options = RestoreOptions(report, env, source, backup, timeline=timeline)
             parts = Parts(without, tuple(accept))
             option, chosen = _choose(report, env, options, fence, parts)

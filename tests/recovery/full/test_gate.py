@@ -23,6 +23,7 @@ from runbook.report import Report
 from runbook.wait import until
 from tasks.postgres.restore.superseded import find_superseded
 from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster
+from tests.fixtures.reports import values
 
 
 @pytest.fixture
@@ -187,6 +188,8 @@ def test_commits_that_only_a_missing_data_directory_had_are_unknown(backed_up: C
         backed_up.crash("postgres") if waits else None
         with backed_up.gone(node.data):
             plans.append(full_restore.fn(NAME))
+            of_dump = full_restore.fn(NAME, method="dump")
+    assert values(of_dump)["replication slots"].startswith("not known: "), "a new cluster has none"
     assert "nothing is lost" in plans[0].headline, plans[0].headline
     assert "the loss of grc_db is unknown, because" in plans[1].headline, plans[1].headline
     assert "did not wait for the WAL receiver" in plans[1].headline

@@ -121,6 +121,7 @@ def lost(system: System) -> Iterator[Lost]:
     commit(system.lab, "wal")
     system.sql("SELECT pg_switch_wal()")
     system.sql("SELECT pg_logical_emit_message(true, 'test', 'a commit that changes no row')")
+    system.sql("SELECT pg_create_physical_replication_slot('consumer')")
     wait_shipped(system.lab, commit(system.lab))
     names = {"dump": dump, "older": older, "base": base}
     try:
@@ -129,6 +130,7 @@ def lost(system: System) -> Iterator[Lost]:
     finally:
         system.lab.empty_region()
         forget(system.lab)
+        system.sql("SELECT pg_drop_replication_slot('consumer')")
         system.sql("DROP TABLE IF EXISTS priced, rates; DROP FUNCTION IF EXISTS rated")
         backup_database.fn(system.name)  # the newest is what the next file's tests restore
 
@@ -163,6 +165,7 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
         region_failover.fn(lost.region.name, source=lost.first.name, confirm=lost.region.name)
     plan = lost.plan()
     assert plan.status is Status.PLANNED
+    assert finding(plan, "replication slots") == "consumer (physical)", "nobody makes it in this region"
     assert "writes of grc_db" not in plan.headline, "its primary's files are on this host, and have no further commit"
     assert "writes of Redis of the last" in plan.headline
     assert lost.running() == set(), "a plan starts nothing"

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 
@@ -147,6 +148,16 @@ step("delete-all", "accident", 1)(emptied("DELETE FROM kv"))
 step("drop-table", "accident", 2)(emptied("DROP TABLE kv"))
 
 
+def _remove(directory: Path) -> None:
+    """Though a killed server's children may still write there for a moment."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    until(is_gone, what=f"the end of {directory}", seconds=30)
+
+
 @step("remove-data", "accident", 2)
 def remove_data(world: World, chance: random.Random) -> str:
     """The primary dies, and its data directory is missing."""
@@ -156,7 +167,7 @@ def remove_data(world: World, chance: random.Random) -> str:
     data = world.system.node(role).data
     if not data.exists():
         return NOT_POSSIBLE
-    shutil.rmtree(data)
+    _remove(data)
     return role
 
 
@@ -169,7 +180,7 @@ def remove_pg_wal(world: World, chance: random.Random) -> str:
     data = world.system.node(role).data
     if not (data / "pg_wal").exists():
         return NOT_POSSIBLE
-    shutil.rmtree(data / "pg_wal")
+    _remove(data / "pg_wal")
     return role
 
 
