@@ -6,14 +6,17 @@ retries, so that a recovery can run while Prefect itself is down.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
+import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -21,15 +24,21 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 
 from runbook.current import current_report
-from runbook.errors import Unreachable
+from runbook.errors import NotConfirmed, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act, Permit
 from runbook.progress import StepLog
 from runbook.report import Status, StepTime
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Q = ParamSpec("Q")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+Acts = Act | Sequence[Act]
 
 RETRIES = 3
 RETRY_DELAYS_SECONDS = [1.0, 2.0, 4.0]
@@ -46,13 +55,13 @@ class Pending(Protocol[R_co]):
 class Step(Generic[P, R]):
     """A probe or an action. Call it, or `submit` it to run beside others; `after(...)` draws an edge in the graph."""
 
-    def __init__(self, work: Callable[P, R], *, retries: int, staged: bool = False) -> None:
+    def __init__(self, work: Callable[P, R], *, retries: int, staged: bool = False, is_guarded: bool = False) -> None:
         self.work = work
         self.name = work.__name__
         self.retries = retries
         self._wait_for: tuple[object, ...] = ()
         functools.update_wrapper(self, work)
-        self._timed = _timed(work, staged)
+        self._timed = _timed(work, staged, is_guarded)
         self.task: Task[P, R] = _as_task(self._timed, retries)
 
     def after(self, *steps: object) -> Step[P, R]:
@@ -114,13 +123,73 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), Unreachable)
 
 
-def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
+@dataclass(frozen=True)
+class UnderWay:
+    """The change that is carried out now (runbook/change.py): its permit, and the result that its steps follow in the
+    graph."""
+
+    permit: Permit
+    after: object
+
+
+carried: contextvars.ContextVar[UnderWay | None] = contextvars.ContextVar("carried", default=None)
+
+
+class Bound(Generic[P, R]):
+    """An action with its first arguments, and what it does to what, by these. Only a `Change` that states it can call
+    it."""
+
+    def __init__(self, step: Step[..., R], args: tuple[Any, ...], acts: tuple[Act, ...]) -> None:
+        self._step, self._args, self.acts = step, args, acts
+        self.name = step.name
+
+    def __call__(self, *late: P.args, **named: P.kwargs) -> R:
+        if not (now := carried.get()):
+            raise NotConfirmed(f"“{self.name}” is not carried out by a plan", "plan it: `runbook.change`")
+        for act in self.acts:
+            now.permit.require(act.kind, act.target)
+        return self._step.after(now.after)(*self._args, *late, **named)
+
+
+class Action(Generic[P, R]):
+    """A step that changes something, and states what (`of`, by its first arguments). It is not called: `bind` gives it
+    the arguments that the plan knows, and a `Change` carries it out."""
+
+    def __init__(self, work: Callable[P, R], of: Callable[..., Acts], *, retries: int, staged: bool) -> None:
+        self.work = work
+        self.of = of
+        self._step = Step(work, retries=retries, staged=staged, is_guarded=True)
+
+    @overload
+    def bind(self) -> Bound[P, R]: ...
+
+    @overload
+    def bind(self: Action[Concatenate[A, Q], R], a: A, /) -> Bound[Q, R]: ...
+
+    @overload
+    def bind(self: Action[Concatenate[A, B, Q], R], a: A, b: B, /) -> Bound[Q, R]: ...
+
+    @overload
+    def bind(self: Action[Concatenate[A, B, C, Q], R], a: A, b: B, c: C, /) -> Bound[Q, R]: ...
+
+    @overload
+    def bind(self: Action[Concatenate[A, B, C, D, Q], R], a: A, b: B, c: C, d: D, /) -> Bound[Q, R]: ...
+
+    def bind(self, *args: Any) -> Bound[..., R]:
+        """The action with its first arguments."""
+        known = inspect.signature(self.work).bind_partial(*args).arguments
+        acts = self.of(**{name: known[name] for name in inspect.signature(self.of).parameters})
+        return Bound(self._step, args, (acts,) if isinstance(acts, Act) else tuple(acts))
+
+
+def _timed(work: Callable[P, R], staged: bool, is_guarded: bool) -> Callable[P, R]:
     @functools.wraps(work)
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-        report = current_report()
+        report, now = current_report(), carried.get()
         step_log = report.step_log if report else StepLog(logging.DEBUG)
         planned = report.plan_steps if report and report.permitted else ()  # what is judged is not carried out
         permits = [value for value in (*args, *kwargs.values()) if isinstance(value, Permit)]
+        permits += [now.permit] if now and is_guarded else []
         for permit in permits if report else ():
             assert report
             report.require_lock()
@@ -133,7 +202,8 @@ def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL
         try:
-            with step_log.logged(work.__name__, planned):
+            # A change logs its own line.
+            with contextlib.nullcontext() if now else step_log.logged(work.__name__, planned):
                 answer = work(*args, **kwargs)
             status = Status.OK
             if report and permits:
@@ -160,12 +230,29 @@ def action(work: Callable[P, R]) -> Step[P, R]: ...
 def action(*, idempotent: bool = False, staged: bool = False) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
 
+@overload
 def action(
-    work: Callable[P, R] | None = None, *, idempotent: bool = False, staged: bool = False
-) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
+    *, of: Callable[..., Acts], idempotent: bool = False, staged: bool = False
+) -> Callable[[Callable[P, R]], Action[P, R]]: ...
+
+
+def action(
+    work: Callable[P, R] | None = None,
+    *,
+    of: Callable[..., Acts] | None = None,
+    idempotent: bool = False,
+    staged: bool = False,
+) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]] | Callable[[Callable[P, R]], Action[P, R]]:
     """A step that changes something. Retried (on `Unreachable`) only where it says that doing it twice is harmless.
+    `of`: what it does to what, by arguments of the same names, which the plan knows; a `Change` carries it out.
     `staged`: it needs a permit, and changes nothing live: it builds what a later step swaps in."""
     retries = RETRIES if idempotent else 0
-    if work is not None:
-        return Step(work, retries=retries)
-    return lambda work: Step(work, retries=retries, staged=staged)
+
+    def step(work: Callable[P, R]) -> Step[P, R]:
+        return Step(work, retries=retries, staged=staged)
+
+    def stating(work: Callable[P, R]) -> Action[P, R]:
+        assert of
+        return Action(work, of, retries=retries, staged=staged)
+
+    return step(work) if work else stating if of else step

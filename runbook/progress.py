@@ -62,11 +62,24 @@ class StepLog:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
+    def line(self, number: int, plan: Sequence[PlannedStep]) -> Iterator[None]:
+        """Log a planned step, which the block carries out."""
+        name, started = self.name(number, plan), time.monotonic()
+        self._announce(number, plan)
+        try:
+            with _alive(name, started, plan[number].seconds):
+                yield
+        except BaseException:
+            logger().log(self.level, "%s", f"{name}: failed after {duration(time.monotonic() - started)}")
+            raise
+        logger().info("%s", f"{name}: done in {duration(time.monotonic() - started)}")
+
+    @contextlib.contextmanager
     def logged(self, work: str, plan: Sequence[PlannedStep]) -> Iterator[None]:
         """Log what the block, a probe or action of this name, does of the plan."""
         started = time.monotonic()
         numbers = self._begin(work, plan)
-        name = _name(numbers[0], plan) if numbers else work.replace("_", " ")
+        name = self.name(numbers[0], plan) if numbers else work.replace("_", " ")
         estimate = plan[numbers[0]].seconds if numbers else 0.0
         try:
             with _alive(name, self._begun[numbers[0]] if numbers else started, estimate):
@@ -76,7 +89,7 @@ class StepLog:
             raise
         if ended := self._end(work, plan, numbers):
             for number, seconds in ended:
-                logger().info("%s", f"{_name(number, plan)}: done in {duration(seconds)}")
+                logger().info("%s", f"{self.name(number, plan)}: done in {duration(seconds)}")
         else:
             logger().log(self.level, "%s", f"{work.replace('_', ' ')}: done in {duration(time.monotonic() - started)}")
 
@@ -91,10 +104,18 @@ class StepLog:
             new = [number for number in numbers if number not in self._begun]
             self._begun |= dict.fromkeys(new, time.monotonic())
         for number in new:
-            step = plan[number]
-            details = [step.detail, size(step.bytes) if step.bytes else "", about(step.seconds) if step.seconds else ""]
-            logger().info("%s", f"{_name(number, plan)}: {', '.join(filter(None, details))}")
+            self._announce(number, plan)
         return numbers
+
+    def _announce(self, number: int, plan: Sequence[PlannedStep]) -> None:
+        step = plan[number]
+        details = [step.detail, size(step.bytes) if step.bytes else "", about(step.seconds) if step.seconds else ""]
+        logger().info("%s", f"{self.name(number, plan)}: {', '.join(filter(None, details))}")
+
+    @staticmethod
+    def name(number: int, plan: Sequence[PlannedStep]) -> str:
+        """A planned step in the log: `Step 4/9: swap`."""
+        return f"Step {number + 1}/{len(plan)}: {plan[number].step}"
 
     def _is_part(self, number: int, step: PlannedStep, work: str) -> bool:
         return work in (step.by if number in self._begun else step.by[:1])
@@ -105,10 +126,6 @@ class StepLog:
             ended = [number for number in numbers if work == plan[numbers[0]].by[-1] and number not in self._ended]
             self._ended.update(ended)
             return [(number, time.monotonic() - self._begun[number]) for number in ended]
-
-
-def _name(number: int, plan: Sequence[PlannedStep]) -> str:
-    return f"Step {number + 1}/{len(plan)}: {plan[number].step}"
 
 
 @contextlib.contextmanager

@@ -330,7 +330,13 @@ class Report:
             raise RunbookFailed(self)
 
     def permit(self, *acts: Act, effect: Effect) -> Permit:
-        """The only source of permits. `effect` is the plan's headline: what these acts do to the environment.
+        """A permit for several changes at once; see `allow`. What `runbook.change` carries out needs none."""
+        self.allow(*acts, effect=effect)
+        return Permit(self.environment, acts)
+
+    def allow(self, *acts: Act, effect: Effect) -> None:
+        """Go on only where the run may change the system. `effect` is the plan's headline: what these acts do to the
+        environment.
 
         Raises:
             RunbookFailed: a critical finding stands.
@@ -364,7 +370,6 @@ class Report:
         if self.pinned:
             self.pinned.begin(self)
         self.permitted, self.judged = True, len(self.findings)
-        return Permit(self.environment, acts)
 
     def require_lock(self) -> None:
         """Raises LockLost when another run may be changing the environment."""

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 import textwrap
 import tomllib
 import types
@@ -203,7 +204,7 @@ def test_every_plan_states_its_effect() -> None:
         (name, node.lineno, {word.arg for word in node.keywords})
         for name, tree in modules().items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "permit"
+        if isinstance(node, ast.Call) and called(node) in ("permit", "carrying_out")
     ]
     assert len(calls) > 40
     assert [(name, line) for name, line, words in calls if "effect" not in words] == []
@@ -268,10 +269,26 @@ def names_in(tree: ast.AST) -> Iterator[str]:
 
 
 def asks_permit(function: types.FunctionType | Any) -> bool:
-    """Whether the flow itself asks for a permit: it is visible where the flow is."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return any(isinstance(call, ast.Attribute) and call.attr == "permit" for call in calls)
+    """Whether the flow asks for a permit: it is visible where the flow is."""
+    tree = ast.parse(source_of(function))
+    return any(called(node) in ("permit", "carrying_out") for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def source_of(function: types.FunctionType | Any) -> str:
+    """The source of a flow, and of the functions of its module that it needs."""
+    module, found, todo = vars(sys.modules[function.__module__]), dict[str, str](), [function]
+    while todo:
+        one = todo.pop()
+        found[one.__name__] = textwrap.dedent(inspect.getsource(one))
+        words = set(re.findall(r"\w+", found[one.__name__])) - set(found)
+        needed = [module[word] for word in words if inspect.isfunction(module.get(word))]
+        todo += [needs for needs in needed if needs.__module__ == function.__module__]
+    return "\n".join(found.values())
+
+
+def called(call: ast.Call) -> str:
+    """The last word of what is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def members(hint: Any) -> set[Any]:

@@ -21,7 +21,7 @@ from runbook.guard.permit import Act, Pin
 from runbook.guard.pins import Pinned
 from runbook.report import Report
 from tasks.host.clocks import Skew
-from tests.test_deployments import FLOWS, ROOT, Found
+from tests.test_deployments import FLOWS, ROOT, Found, source_of
 
 NAME = "twice"
 PLAN = "at=2026-11-28T00:00:00+00:00&acts=0123456789ab"
@@ -34,7 +34,7 @@ PINS = re.compile(r"\bpin_(state|database|redis|keys|deleted|copies|paths)\(|\bc
 def test_each_takes_a_plan_and_pins_its_own(found: Found) -> None:
     names = list(found.parameters)
     assert names[-2:] == ["plan", "confirm"]
-    source = inspect.getsource(found.flow.fn)
+    source = source_of(found.flow.fn)
     assert re.search(r"\brunbook\(\s*\"[^\"]+\", env, confirm, plan\b", source), "the runbook gets it"
     assert PINS.search(source), "the flow says in a line what a confirmed run must find again"
 

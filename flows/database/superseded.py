@@ -19,10 +19,11 @@ from blocks.places import KeepSuperseded
 from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_copies
 from runbook import clock
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.report import Report
 from runbook.run import runbook
@@ -106,18 +107,19 @@ def discard_superseded(
         if not doomed:
             report.outcome = "nothing to delete"
             return report
-        for item in doomed:
-            report.plan(f"delete {item.kind}", item.name, size=item.bytes, by=[discard])
-        pin_copies(report, ((item.name, item.bytes) for item in doomed))
+        deleting = [
+            Change(discard.bind(env, item), f"delete {item.kind}", item.name, size=item.bytes) for item in doomed
+        ]
         freed = size(sum(item.bytes for item in doomed))
         effect = Effect(
             f"deletes {counted(len(doomed), 'superseded copy', 'superseded copies')} ({freed})",
             "",
             "the recoveries that replaced them can no longer be undone",
         )
-        permit = report.permit(*(Act(DISCARD, item.name) for item in doomed), effect=effect)
-        for item in doomed:
-            discard(permit, env, item)
+        pins = [lambda report: pin_copies(report, ((item.name, item.bytes) for item in doomed))]
+        with carrying_out(report, *deleting, effect=effect, pins=pins) as carry:
+            for each in deleting:
+                carry(each)
         report.outcome = f"{len(doomed)} deleted, {size(sum(item.bytes for item in doomed))} freed"
     return report
 
@@ -192,10 +194,9 @@ def superseded_directories(env: Environment) -> Iterator[list[Path]]:
         yield superseded_files(env.application)
 
 
-@action(idempotent=True)
-def discard(permit: Permit, env: Environment, item: SupersededData) -> str:
+@action(of=lambda item: Act(DISCARD, item.name), idempotent=True)
+def discard(env: Environment, item: SupersededData) -> str:
     """Delete one of them."""
-    permit.require(DISCARD, item.name)
     if item.kind == "directory":
         shutil.rmtree(item.name)
     elif item.kind == "table":

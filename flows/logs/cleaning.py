@@ -13,16 +13,16 @@ from blocks.environment import Environment
 from flows.deleting import judge_clocks, limit_unattended
 from flows.logs.findings import Log, path_of
 from flows.pinned import pin_deleted
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted, size
 from tasks.logs.reading.files import LogFile, find_logs
-from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_logs
+from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_log
 
 MANUAL_DAYS = 30
 
@@ -71,18 +71,17 @@ def clean_logs(
         if not chosen:
             report.outcome = f"no rotated file is older than {days} days"
             return report
-        for file in chosen:
-            age = (report.started - file.modified).days
-            report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
-        pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
+        removing = {file.path: _removal(report, file, before) for file in chosen}
         freed = size(sum(file.bytes for file in chosen))
         effect = Effect(
             f"deletes {counted(len(chosen), 'rotated log')} older than {days} days ({freed})",
             "",
             "their lines are lost",
         )
-        permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen), effect=effect)
-        deleted = remove_logs(permit, chosen, before)
+        pinned = [(f"{file.path} {file.inode}", file.bytes) for file in chosen]
+        pins = [lambda report: pin_deleted(report, "rotated logs", pinned)]
+        with carrying_out(report, *removing.values(), effect=effect, pins=pins) as carry:
+            deleted = [file for file in chosen if carry(removing[file.path])]
         left = [file.path.name for file in chosen if file not in deleted]
         if left:
             report.warn(
@@ -92,6 +91,12 @@ def clean_logs(
             )
         report.outcome = f"{len(deleted)} files deleted, {size(sum(file.bytes for file in deleted))}"
     return report
+
+
+def _removal(report: Report, file: LogFile, before: datetime) -> Change[[], bool]:
+    age = (report.started - file.modified).days
+    what = f"{file.path}, last written {age} days ago"
+    return Change(remove_log.bind(file, before), REMOVE, what, size=file.bytes)
 
 
 def _not_open(report: Report, old: Sequence[LogFile], holders: Holders) -> list[LogFile]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.logs.findings import path_of
 from flows.pinned import pin_paths
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
@@ -58,13 +58,19 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
             expected="1 block",
         )
         report.fail_if_critical()
-        report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1, by=[rotate])
-        pin_paths(report, "log", log)
+        rotating = Change(
+            rotate.bind(configuration),
+            ROTATE,
+            f"{configuration}: {log} gets another name",
+            size=before.bytes,
+            seconds=1,
+            pins=[lambda report: pin_paths(report, "log", log)],
+        )
         effect = Effect(
             f"logrotate rotates {log.name}", "", "the oldest rotated log is deleted, if the configuration says so"
         )
-        permit = report.permit(Act(ROTATE, str(configuration)), effect=effect)
-        said = rotate(permit, configuration)
+        with carrying_out(report, rotating, effect=effect) as carry:
+            said = carry(rotating)
         report.attach(Evidence("Output of logrotate", text=fenced(worth_reading(said)[-6000:])))
         became = verify_rotated(log, before, lambda: _ask(env))
         report.require(

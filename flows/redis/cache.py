@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -12,18 +13,18 @@ from blocks.environment import Environment
 from flows import store as stores
 from flows.pinned import pin_keys, pin_redis
 from flows.redis.master import judge_master
+from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError, Unreachable
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted, duration, size
 from tasks.backups.retention import read_store
-from tasks.redis.cache.clearing import UNLINK, ClearingOrder, find_keys, read_freed, unlink_keys
-from tasks.redis.cache.flushing import FLUSHING, Flush, flush_keys
+from tasks.redis.cache.clearing import ClearingOrder, find_keys, read_freed, unlink_keys
+from tasks.redis.cache.flushing import Flush, flush_keys
 from tasks.redis.cache.selection import KeySelection, by_prefixes, every_key
 from tasks.redis.cache.server import CacheServer, find_refusals, read_cache_server, require_databases
 from tasks.redis.cache.sweep import MOST_STEP, Sweep
@@ -103,19 +104,10 @@ def clear_cache(
         if found:
             judge_rights(report, env, order, found, flushes)
         describe_undo(report, env, wanted, server)
-        for each in flushes:
-            report.plan("FLUSHDB ASYNC", each.target)
-        if found and not flush:
-            report.plan("unlink", order.target, size=found.bytes, seconds=found.keys / UNLINKED_PER_SECOND)
-        pin_redis(report, env.redis.at(server.address))
-        if found:
-            pin_keys(report, order.where, sum(each.keys for each in flushes) if flush else found.keys)
-        acts = [Act(FLUSHING, each.target) for each in flushes] if flush else [Act(UNLINK, order.target)]
-        permit = report.permit(*acts, effect=_effect(order, flushes if flush else []))
         if flush:
-            flush_databases(report, permit, env, flushes)
+            flush_databases(report, env, order, flushes)
         else:
-            unlink(report, permit, env, order, wanted)
+            unlink(report, env, order, wanted, found)
     return report
 
 
@@ -297,22 +289,28 @@ def describe_undo(report: Report, env: Environment, wanted: Wanted, server: Cach
     report.warn("newest backup of Redis", hint, value=missing, follow=[BACKUP])
 
 
-def unlink(report: Report, permit: Permit, env: Environment, order: ClearingOrder, wanted: Wanted) -> None:
+def unlink(report: Report, env: Environment, order: ClearingOrder, wanted: Wanted, found: Sweep | None) -> None:
     """Unlink the keys; report what was deleted, what was freed, and what was added meanwhile."""
-    report.state_is("some keys may be unlinked, the others are untouched", RUN_AGAIN)
-    done = unlink_keys(permit, env.redis, order)
-    report_keys(report, "Deleted keys", done)
-    if order.planned < 0:
-        judge_protected(report, wanted, done)
-    rate = f", {done.keys / done.seconds:,.0f} a second" if done.seconds > 0 else ""
-    report.fact("unlinked", f"{done.keys:,} keys in {duration(done.seconds)}{rate}")
-    report.fact("longest call", f"{done.longest_seconds * 1000:.1f} ms")
-    if stopped := done.stopped:
-        report.state = None
-        keys = f"at least {done.keys:,} and at most about {done.keys + MOST_STEP:,}" if done.lost else f"{done.keys:,}"
-        what = f"{stopped.message}: {keys} keys were unlinked by then, the rest is untouched"
-        raise OpsError(what, stopped.hint or RUN_AGAIN)
-    report.state_is(f"all {done.keys:,} keys were unlinked", "run it with an empty confirm to count the current keys")
+    unlinking = Change(
+        unlink_keys.bind(env.redis, order),
+        "unlink",
+        order.target,
+        size=found.bytes if found else 0,
+        seconds=found.keys / UNLINKED_PER_SECOND if found else 0.0,
+        pins=[partial(_pin, env, order, found.keys if found else -1)],
+        begun=State("some keys may be unlinked, the others are untouched", RUN_AGAIN),
+        done=_unlinked,
+    )
+    with carrying_out(report, unlinking, effect=_effect(order, [])) as carry:
+        done = carry(unlinking)
+        report_keys(report, "Deleted keys", done)
+        if order.planned < 0:
+            judge_protected(report, wanted, done)
+        rate = f", {done.keys / done.seconds:,.0f} a second" if done.seconds > 0 else ""
+        report.fact("unlinked", f"{done.keys:,} keys in {duration(done.seconds)}{rate}")
+        report.fact("longest call", f"{done.longest_seconds * 1000:.1f} ms")
+        if stopped := done.stopped:
+            raise OpsError(stopped.message, stopped.hint or RUN_AGAIN)
     report_freed(report, env, order.server)
     block = env.redis.at(order.server.address)
     left = find_keys(block, order.selection, order.databases, read_cache_server(block))
@@ -320,22 +318,43 @@ def unlink(report: Report, permit: Permit, env: Environment, order: ClearingOrde
     report.outcome = f"{done.keys:,} keys unlinked ({', '.join(wanted.prefixes)}), {size(done.bytes)} of values"
 
 
-def flush_databases(report: Report, permit: Permit, env: Environment, flushes: Sequence[Flush]) -> None:
+def _unlinked(done: Sweep) -> State:
+    if not done.stopped:
+        return State(f"all {done.keys:,} keys were unlinked", "run it with an empty confirm to count the current keys")
+    keys = f"at least {done.keys:,} and at most about {done.keys + MOST_STEP:,}" if done.lost else f"{done.keys:,}"
+    return State(f"{keys} keys were unlinked by then, the rest is untouched", done.stopped.hint or RUN_AGAIN)
+
+
+def _pin(env: Environment, order: ClearingOrder, keys: int, report: Report) -> None:
+    pin_redis(report, env.redis.at(order.server.address))
+    if keys >= 0:
+        pin_keys(report, order.where, keys)
+
+
+def flush_databases(report: Report, env: Environment, order: ClearingOrder, flushes: Sequence[Flush]) -> None:
     """Flush one database after the other."""
-    keys, before = 0, ""
-    for each in flushes:
-        state = f"{each.where} ({each.keys:,} keys) {{}} flushed{before}"
-        report.state_is(state.format("may be"), PLAN_AGAIN)
-        try:
-            keys += flush_keys(permit, env.redis, each)
-        except Unreachable:
-            raise
-        except OpsError:
-            report.state_is(state.format("was not"), PLAN_AGAIN)
-            raise
-        before = f"; {keys:,} keys of other databases were"
-    report_freed(report, env, flushes[0].server)
+    flushing = [_flushing(env, each, sum(one.keys for one in flushes[:number])) for number, each in enumerate(flushes)]
+    pins = [partial(_pin, env, order, sum(each.keys for each in flushes))]
+    with carrying_out(report, *flushing, effect=_effect(order, flushes), pins=pins) as carry:
+        keys = sum(carry(each) for each in flushing)
+    report_freed(report, env, order.server)
     report.outcome = f"{keys:,} keys flushed"
+
+
+def _flushing(env: Environment, each: Flush, before: int) -> Change[[], int]:
+    """`before`: the keys of the databases that are flushed before it."""
+    others = f"; {before:,} keys of other databases were" if before else ""
+    return Change(
+        flush_keys.bind(env.redis, each),
+        "FLUSHDB ASYNC",
+        each.target,
+        begun=State(f"{each.where} ({each.keys:,} keys) may be flushed{others}", PLAN_AGAIN),
+        failed=lambda error: (
+            None
+            if isinstance(error, Unreachable)
+            else State(f"{each.where} ({each.keys:,} keys) was not flushed{others}", PLAN_AGAIN)
+        ),
+    )
 
 
 def report_freed(report: Report, env: Environment, before: CacheServer) -> None:

@@ -21,6 +21,7 @@ from flows.pinned import pin_deleted
 from flows.troubleshooting.disk_removals import carry_out, find_removals
 from flows.troubleshooting.disk_usage import attach_usage, find_usage
 from flows.troubleshooting.file_systems import FileSystem, judge_systems, read_systems
+from runbook.change import carrying_out
 from runbook.drivers import exit_code
 from runbook.flow import flow
 from runbook.guard.alone import OPTION, RISK
@@ -87,18 +88,16 @@ def free_disk_emergency(
                 value="none without a decision",
             )
             report.fail_if_critical()
-        for one in removals:
-            report.plan(one.act.kind, one.detail, size=one.bytes)
-        pin_deleted(report, "files", ((one.act, one.bytes) for one in removals))
-        freed = size(sum(one.bytes for one in removals))
+        freed = size(sum(one.size for one in removals))
         lost = "old log lines and unfinished backups are lost"
         effect = Effect(
             f"deletes {counted(len(removals), 'file or directory', 'files and directories')} (about {freed})", "", lost
         )
-        permit = report.permit(*(one.act for one in removals), effect=effect)
-        removed = carry_out(report, permit, removals, before, scratch_hours * 3600)
+        pins = [lambda report: pin_deleted(report, "files", ((one.acts[0], one.size) for one in removals))]
+        with carrying_out(report, *removals, effect=effect, pins=pins) as carry:
+            removed = carry_out(report, carry, removals)
         _judge_after(report, env, full)
-        rows = [(one.act.kind, one.detail, size(one.bytes)) for one in removed]
+        rows = [(one.step, one.detail, size(one.size)) for one in removed]
         report.table("Removed", ("what", "which", "bytes"), rows)
         report.outcome = f"{len(removed)} of {len(removals)} removed, {report.outcome}"
     return report

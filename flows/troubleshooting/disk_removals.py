@@ -5,40 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from blocks.environment import Environment
 from flows.troubleshooting.file_systems import paths_of
+from runbook.change import Carrier, Change
 from runbook.errors import OpsError
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.units import duration
 from tasks.backups.manifest import Kind
 from tasks.host import space
 from tasks.host.disk import disk_of
-from tasks.host.space import Scratch, find_scratch, find_workers, remove_scratch, temporary_directory
-from tasks.logs.reading.files import LogFile, find_logs
+from tasks.host.space import find_scratch, find_workers, remove_scratch, temporary_directory
+from tasks.logs.reading.files import find_logs
 from tasks.logs.rotation import cleaning
 from tasks.stores.leftovers import REMOVE as UNFINISHED
-from tasks.stores.leftovers import StoreLeftover, find_leftovers, remove_leftover
+from tasks.stores.leftovers import find_leftovers, remove_leftover
 from tasks.stores.store import store_of
 
 KINDS: tuple[Kind, ...] = ("postgres", "redis", "files", "cluster")
-Order = Literal["scratch", "unfinished", "log"]
-
-
-@dataclass(frozen=True)
-class Removal:
-    """One path to delete. `thing` is the argument of its action."""
-
-    order: Order
-    act: Act
-    detail: str
-    bytes: int
-    thing: Scratch | StoreLeftover | LogFile
+Removal = Change[[], bool]
+"""The deletion of one path, which is its detail's beginning and its act's target."""
 
 
 def find_removals(
@@ -46,9 +34,15 @@ def find_removals(
 ) -> list[Removal]:
     """Everything that can be deleted on these file systems, in the order of its deletion."""
     found = [*_scratch(report, env, scratch_seconds), *_unfinished(report, env), *_logs(report, env, before)]
-    once = {one.act: one for one in found}  # kinds of backup may share a directory
+    once = {path_of(one): one for one in found}  # kinds of backup may share a directory
     named = [path.absolute() for name, path in paths_of(env) if name != "temporary files"]
-    return [one for one in once.values() if _is_on(one, devices) and not _contains(Path(one.act.target), named)]
+    return [one for path, one in once.items() if _is_on(path, devices) and not _contains(path, named)]
+
+
+def path_of(removal: Removal) -> Path:
+    """What it deletes."""
+    (act,) = removal.acts
+    return Path(act.target)
 
 
 def _contains(doomed: Path, named: Sequence[Path]) -> bool:
@@ -56,9 +50,9 @@ def _contains(doomed: Path, named: Sequence[Path]) -> bool:
     return any(path.is_relative_to(doomed.absolute()) for path in named)
 
 
-def _is_on(one: Removal, devices: Collection[int]) -> bool:
+def _is_on(path: Path, devices: Collection[int]) -> bool:
     try:
-        return disk_of(Path(one.act.target)).device in devices
+        return disk_of(path).device in devices
     except OpsError:
         return False
 
@@ -70,7 +64,7 @@ def _scratch(report: Report, env: Environment, min_seconds: float) -> Iterator[R
     found = find_scratch(parents, min_seconds)
     for one in found:
         if not one.kept:
-            yield Removal("scratch", Act(space.REMOVE, str(one.path)), str(one.path), one.taken.bytes, one)
+            yield Change(remove_scratch.bind(one, min_seconds), space.REMOVE, str(one.path), size=one.taken.bytes)
     kept = [(str(one.path), one.kept) for one in found if one.kept]
     if kept:
         report.table("Scratch directories that are kept", ("directory", "why"), kept)
@@ -90,7 +84,7 @@ def _unfinished(report: Report, env: Environment) -> Iterator[Removal]:
                 continue
             used = find_workers([one.path for one in found])
             for one in (one for one in found if one.path not in used):
-                yield Removal("unfinished", Act(UNFINISHED, str(one.path)), str(one.path), one.bytes, one)
+                yield Change(remove_leftover.bind(one), UNFINISHED, str(one.path), size=one.bytes)
 
 
 def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Removal]:
@@ -119,8 +113,8 @@ def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Remova
     for one in old:
         if one.inode not in holders.by_inode and one not in unknown:
             age = duration((report.started - one.modified).total_seconds())
-            act = Act(cleaning.REMOVE, str(one.path))
-            yield Removal("log", act, f"{one.path}, last written {age} ago", one.bytes, one)
+            what = f"{one.path}, last written {age} ago"
+            yield Change(cleaning.remove_log.bind(one, before), cleaning.REMOVE, what, size=one.bytes)
 
 
 def _is_ours(path: Path) -> bool:
@@ -130,27 +124,15 @@ def _is_ours(path: Path) -> bool:
     return False
 
 
-def carry_out(
-    report: Report, permit: Permit, removals: list[Removal], before: datetime, scratch_seconds: float
-) -> list[Removal]:
-    """Delete each as a separate step; a failure is a WARN and does not stop the others. Returns the deleted ones."""
+def carry_out(report: Report, carry: Carrier, removals: Sequence[Removal]) -> list[Removal]:
+    """Delete each; a failure is a WARN and does not stop the others. Returns the deleted ones."""
     removed: list[Removal] = []
     for one in removals:
         try:
-            if _remove(permit, one, before, scratch_seconds):
+            if carry(one):
                 removed.append(one)
         except OpsError as error:
-            report.warn(f"not deleted: {one.act.target}", error.hint, value=error.message)
-    if left := [one.act.target for one in removals if one not in removed]:
+            report.warn(f"not deleted: {path_of(one)}", error.hint, value=error.message)
+    if left := [str(path_of(one)) for one in removals if one not in removed]:
         report.fact("not deleted", ", ".join(left[:5]) + (" …" if len(left) > 5 else ""))
     return removed
-
-
-def _remove(permit: Permit, one: Removal, before: datetime, scratch_seconds: float) -> bool:
-    match one.thing:
-        case Scratch():
-            return bool(remove_scratch(permit, [one.thing], scratch_seconds))
-        case StoreLeftover():
-            return remove_leftover(permit, one.thing)
-        case LogFile():
-            return bool(cleaning.remove_logs(permit, [one.thing], before))

@@ -65,7 +65,7 @@ class Health:
         return f"{NO_HEALTH}; checked: {seen}"
 
 
-class Check(NamedTuple):
+class SmokeCheck(NamedTuple):
     """One smoke check and its result."""
 
     check: str
@@ -78,7 +78,7 @@ class Check(NamedTuple):
 class SmokeResult:
     """The checks in order; those after a failed one are not run and not ok. No rows: none is configured."""
 
-    rows: tuple[Check, ...]
+    rows: tuple[SmokeCheck, ...]
 
     @property
     def configured(self) -> bool:
@@ -225,21 +225,21 @@ def smoke_check(application: Application) -> SmokeResult:
 
     The records that the requests write are kept. A failure is a row that is not ok, never an error; secrets are masked.
     """
-    rows: list[Check] = []
+    rows: list[SmokeCheck] = []
     with StepClient(application, application.smoke) as client:
         checks = [(step.title, _step(client, step)) for step in application.smoke]
         if application.smoke_command:
             checks.append(("smoke_command", lambda: _smoke_command(application)))
         for name, check in checks:
             if rows and not rows[-1].ok:
-                rows.append(Check(name, False, 0.0, "not run: an earlier check failed"))
+                rows.append(SmokeCheck(name, False, 0.0, "not run: an earlier check failed"))
                 continue
             started = time.monotonic()
             try:
                 detail, ok = check(), True
             except StepFailed as error:
                 detail, ok = str(error), False
-            rows.append(Check(name, ok, round(time.monotonic() - started, 3), detail))
+            rows.append(SmokeCheck(name, ok, round(time.monotonic() - started, 3), detail))
     return SmokeResult(tuple(rows))
 
 

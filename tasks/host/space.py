@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 
 REMOVE = "remove scratch directory"
@@ -153,24 +153,20 @@ def _places(pid: int) -> Iterable[str]:
     return found
 
 
-@action(idempotent=True)
-def remove_scratch(permit: Permit, doomed: Sequence[Scratch], min_seconds: float) -> list[Scratch]:
-    """Delete them, after another check of each; returns the deleted ones.
+@action(of=lambda one: Act(REMOVE, str(one.path)), idempotent=True)
+def remove_scratch(one: Scratch, min_seconds: float) -> bool:
+    """Delete it, after another check. Returns whether it is gone now.
 
     Raises:
-        OpsError: one cannot be removed.
+        OpsError: it cannot be removed.
     """
-    held, deleted = find_workers([one.path for one in doomed]), list[Scratch]()
-    for one in doomed:
-        permit.require(REMOVE, str(one.path))
-        again = _scratch(one.path, held, min_seconds)
-        if again.kept not in ("", "deleted already") or again.inode not in (0, one.inode):
-            continue
-        try:
-            shutil.rmtree(one.path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise OpsError(f"{one.path} cannot be removed: {error.strerror}", "check its permissions") from None
-        deleted.append(one)
-    return deleted
+    again = _scratch(one.path, find_workers([one.path]), min_seconds)
+    if again.kept not in ("", "deleted already") or again.inode not in (0, one.inode):
+        return False
+    try:
+        shutil.rmtree(one.path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OpsError(f"{one.path} cannot be removed: {error.strerror}", "check its permissions") from None
+    return True

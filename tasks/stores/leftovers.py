@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.host.space import find_workers, taken_by
 from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, told
@@ -36,14 +36,13 @@ def find_leftovers(spool: Path, environment: str) -> tuple[StoreLeftover, ...]:
     return tuple(StoreLeftover(path, taken_by(path).bytes) for path in paths)
 
 
-@action(idempotent=True)
-def remove_leftover(permit: Permit, one: StoreLeftover) -> bool:
+@action(of=lambda one: Act(REMOVE, str(one.path)), idempotent=True)
+def remove_leftover(one: StoreLeftover) -> bool:
     """Remove one of them; whether it is gone.
 
     Raises:
         OpsError: it cannot be removed, or a process works in it.
     """
-    permit.require(REMOVE, str(one.path))
     if why := find_workers([one.path]).get(one.path):
         raise OpsError(f"{one.path} is not deleted: {why}", "end that process if its run is over, then run this again")
     with told(one.path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.logs.reading.files import LogFile
 
@@ -68,22 +68,15 @@ def _name(process: Path) -> str:
         return "a process"
 
 
-@action(idempotent=True)
-def remove_logs(permit: Permit, files: Sequence[LogFile], before: datetime) -> list[LogFile]:
-    """Delete rotated files, after another check of each: the same file, still old, not open.
-
-    Returns those that are gone now.
-    """
-    held = read_holders.work(files).by_inode
-    gone = list[LogFile]()
-    for file in files:
-        permit.require(REMOVE, str(file.path))
-        try:
-            stat = file.path.stat()
-            same = stat.st_ino == file.inode and stat.st_mtime < before.timestamp()
-            if same and file.inode not in held:
-                file.path.unlink()
-                gone.append(file)
-        except FileNotFoundError:  # logrotate was quicker, or a run that was killed
-            gone.append(file)
-    return gone
+@action(of=lambda file: Act(REMOVE, str(file.path)), idempotent=True)
+def remove_log(file: LogFile, before: datetime) -> bool:
+    """Delete a rotated file after another check: the same file, still old, not open. Returns whether it is gone now."""
+    try:
+        stat = file.path.stat()
+        same = stat.st_ino == file.inode and stat.st_mtime < before.timestamp()
+        if same and file.inode not in read_holders.work([file]).by_inode:
+            file.path.unlink()
+            return True
+    except FileNotFoundError:  # logrotate was quicker, or a run that was killed
+        return True
+    return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.shell import run
 from runbook.wait import until
@@ -20,14 +20,13 @@ ROTATE = "rotate logs by"
 TIMEOUT_SECONDS, REOPEN_SECONDS = 120, 20.0
 
 
-@action(idempotent=False)
-def rotate(permit: Permit, configuration: Path) -> str:
+@action(of=lambda configuration: Act(ROTATE, str(configuration)))
+def rotate(configuration: Path) -> str:
     """Run `logrotate --force` with a separate state file, so that the daily run's does not change. Returns its output.
 
     Raises:
         CommandFailed: it failed; files that it has rotated stay rotated.
     """
-    permit.require(ROTATE, str(configuration))
     with tempfile.TemporaryDirectory(prefix="ops-logrotate-") as state:
         argv = [program(), "--force", "--verbose", "--state", f"{state}/state", str(configuration)]
         return run(argv, timeout_seconds=TIMEOUT_SECONDS, hint="check the directory of the logs").stderr

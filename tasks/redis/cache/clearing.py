@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.progress import progress
 from runbook.wait import until
@@ -89,17 +89,13 @@ def find_keys(block: Redis, selection: KeySelection, databases: tuple[int, ...],
         return tally.result(describe(block, tally.names))
 
 
-@action
-def unlink_keys(permit: Permit, block: Redis, order: ClearingOrder) -> Sweep:
+@action(of=lambda order: Act(UNLINK, order.target))
+def unlink_keys(block: Redis, order: ClearingOrder) -> Sweep:
     """Unlink the order's keys, page by page. An error ends it and is part of the result (`stopped`).
 
     A server that is no longer the master refuses a page (READONLY). Every second, and after the last page, it is also
     compared with the server that was planned, and the Sentinels are queried.
-
-    Raises:
-        NotConfirmed: the permit does not cover the order.
     """
-    permit.require(UNLINK, order.target)
     server, tally = block.at(order.server.address), SweepTally(order.server.keys_in(order.databases))
     try:
         with connected(server) as client, progress(lambda: tally.progress("unlinked")):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.redis.cache.server import CacheServer, require_same
 from tasks.redis.cache.sweep import client_of
@@ -55,16 +55,14 @@ def slack(keys: int) -> int:
     return math.ceil(keys * TOLERANCE)
 
 
-@action
-def flush_keys(permit: Permit, block: Redis, flush: Flush) -> int:
+@action(of=lambda flush: Act(FLUSHING, flush.target))
+def flush_keys(block: Redis, flush: Flush) -> int:
     """FLUSHDB ASYNC; returns how many keys there were. The same call checks the server and the number of keys.
 
     Raises:
-        NotConfirmed: the permit does not cover it.
         Unreachable: no answer: it may be flushed.
         OpsError: the number of keys changed, or the server was restarted or replaced; it is not flushed.
     """
-    permit.require(FLUSHING, flush.target)
     require_master(block, flush.server.address, waived=flush.waived)
     server, most_change = block.at(flush.server.address), slack(flush.keys)
     words = (flush.keys - most_change, flush.keys + most_change, flush.server.run_id)

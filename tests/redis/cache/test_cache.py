@@ -16,13 +16,12 @@ from flows.redis.persistence import backup_redis
 from runbook import kinds
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.carried_out import CarriedOut
-from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import PlanChanged
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.cache import server as cache_server
 from tasks.redis.cache import sweep as cache_sweep
-from tasks.redis.cache.clearing import UNLINK, ClearingOrder, unlink_keys
+from tasks.redis.cache.clearing import ClearingOrder, unlink_keys
 from tasks.redis.cache.selection import by_prefixes, escaped
 from tasks.redis.cache.server import read_cache_server
 from tasks.redis.keys import bytes_of
@@ -422,7 +421,7 @@ def test_a_permit_is_needed(server: RedisServer) -> None:
         by_prefixes([b"cache:"], [], "key under cache:", without_ttl=False), (0,), read_cache_server(block)
     )
     with pytest.raises(NotConfirmed):
-        unlink_keys(Permit(NAME, (Act(UNLINK, "something else"),)), block, order)
+        unlink_keys.bind(block, order)()
     assert names(server) == {b"cache:1"}
 
 

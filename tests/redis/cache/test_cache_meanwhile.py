@@ -122,7 +122,8 @@ def test_a_restart_between_the_check_and_the_clearing(
     plan = plan_of(prefixes=("cache:",)) if planned else ""
     before_step("unlink_keys", restart(server, 100, "cache:new:"))
     report = failed(prefixes=("cache:",), plan=plan)
-    assert f"{RESTARTED}: it may hold other keys now: 0 keys were unlinked by then" in report.sentence()
+    assert f"{RESTARTED}: it may hold other keys now" in report.sentence()
+    assert "0 keys were unlinked by then" in report.sentence()
     assert server.client().dbsize() == 100
 
 
@@ -197,7 +198,7 @@ def test_keys_unlinked_before_a_refusal_are_counted(server: RedisServer, monkeyp
         client.rename(first, first + b"'")
     enter_as(server, monkeypatch, "+@all", keys=("cache:*", "%R~*"))
     told = failed(prefixes=("cache:", "user:")).sentence()
-    (counted,) = re.findall(r"key: ([\d,]+) keys were unlinked by then", told)
+    (counted,) = re.findall(r"([\d,]+) keys were unlinked by then", told)
     assert int(counted.replace(",", "")) == deleted(server, 3020) > 0, told
     assert "ACL SETUSER ops ~" in told
 

@@ -1,0 +1,183 @@
+"""One object for each change of the system: its line of the plan, its permit, its pins, its lines in the log,
+and what is so should the run fail, are all derived from it.
+
+    unlink = Change(unlink_keys.bind(env.redis, order), "unlink", order.target, pins=[…])
+    with carrying_out(report, unlink, effect=…) as carry:  # without a confirm the run ends here, PLANNED
+        done = carry(unlink)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from runbook.errors import OpsError
+from runbook.guard.effect import Effect
+from runbook.guard.permit import Act, Permit, PlannedStep
+from runbook.kinds import Bound, UnderWay, carried
+from runbook.log import logger
+from runbook.report import Report
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Miscarried(AssertionError):
+    """A procedure carried out something else than it planned: an error of its author."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What is so from here on, and what to run next, should the run fail."""
+
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Line(Generic[P, R]):
+    """One line of a plan, and the work that carries it out. `size` in bytes, `seconds`: estimates, 0 where there is
+    none. `is_optional`: it may turn out to be unnecessary, and is skipped then."""
+
+    work: Callable[P, R]
+    step: str
+    detail: str
+    _: KW_ONLY
+    size: int = 0
+    seconds: float = 0.0
+    is_optional: bool = False
+
+
+class Check(Line[P, R]):
+    """A line that only reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change(Line[P, R]):
+    """A line that changes the system: an action with the arguments that the plan knows, or a function that calls
+    several (`by`).
+
+    `pins`: they note in the report what a confirmed run must find again. `needs`: they judge what the change needs, for
+    the plan, and again just before it. `begun`, `done`: the state from then on (`done` may depend on the result);
+    `failed`: the state by the error, None where `begun` still says it. `reverse` puts back what the change stopped,
+    begun or done, if the run fails before a change that `is_final` is done."""
+
+    by: Sequence[Bound[..., Any]] = ()
+    pins: Sequence[Callable[[Report], object]] = ()
+    needs: Sequence[Callable[[Report], object]] = ()
+    begun: State | None = None
+    failed: Callable[[OpsError], State | None] | None = None
+    done: State | Callable[[R], State] | None = None
+    reverse: Callable[[], object] | None = None
+    is_final: bool = False
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it does, as its actions state it."""
+        actions = [*self.by, *([self.work] if isinstance(self.work, Bound) else [])]
+        return tuple(dict.fromkeys(act for one in actions for act in one.acts))
+
+
+@contextlib.contextmanager
+def carrying_out(
+    report: Report, *lines: Line[..., Any], effect: Effect, pins: Sequence[Callable[[Report], object]] = ()
+) -> Iterator[Carrier]:
+    """Plan the lines, judge what their changes need, and let the block carry them out, in order. Without a confirm the
+    run ends here, PLANNED. `effect`: the headline; `pins`: of all changes together.
+
+    Raises:
+        RunbookFailed, PlanOnly, NotConfirmed: as `Report.allow`.
+        Miscarried: the block carried out something else.
+    """
+    carrier = Carrier(report, lines, len(report.plan_steps))
+    report.plan_steps += [PlannedStep(one.step, one.detail, one.size, one.seconds) for one in lines]
+    changes = [one for one in lines if isinstance(one, Change)]
+    for note in (*pins, *(note for one in changes for note in (*one.pins, *one.needs))):
+        note(report)
+    report.allow(*dict.fromkeys(act for one in changes for act in one.acts), effect=effect)
+    try:
+        yield carrier
+    except BaseException:
+        carrier.put_back()
+        raise
+    carrier.require_complete()
+
+
+@dataclass
+class Carrier:
+    """Carries out the lines of a plan, each once and in order."""
+
+    report: Report
+    lines: Sequence[Line[..., Any]]
+    first: int
+    _begun: list[Line[..., Any]] = field(default_factory=list)
+    _last: object = None
+    _is_final: bool = False
+
+    def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Carry out a line with the arguments that only the run knows.
+
+        Raises:
+            Miscarried: it is not the next one of the plan.
+        """
+        number = self._begin(line)
+        with self.report.step_log.line(number, self.report.plan_steps):
+            result = self._change(line, *args, **kwargs) if isinstance(line, Change) else line.work(*args, **kwargs)
+        self._last = result
+        return result
+
+    def skip(self, line: Line[..., Any], why: str) -> None:
+        """Leave out a line that turned out to be unnecessary."""
+        if not line.is_optional:
+            raise Miscarried(f"“{line.step}” is not optional")
+        logger().info("%s", f"{self.report.step_log.name(self._begin(line), self.report.plan_steps)}: skipped: {why}")
+
+    def put_back(self) -> None:
+        """Put back what was stopped, the last first, unless the new state is final."""
+        for line in reversed([] if self._is_final else self._begun):
+            if isinstance(line, Change) and line.reverse:
+                line.reverse()
+
+    def require_complete(self) -> None:
+        """Raises Miscarried if a line was forgotten."""
+        if forgotten := [one.step for one in self.lines if one not in self._begun and not one.is_optional]:
+            raise Miscarried(f"planned and not carried out: {', '.join(forgotten)}")
+
+    def _begin(self, line: Line[..., Any]) -> int:
+        if line not in self.lines or line in self._begun:
+            raise Miscarried(f"“{line.step}” is {'carried out twice' if line in self._begun else 'not planned'}")
+        number = self.lines.index(line)
+        if before := [one.step for one in self.lines[:number] if one not in self._begun and not one.is_optional]:
+            raise Miscarried(f"“{line.step}” comes before {', '.join(before)}")
+        self._begun.append(line)
+        return self.first + number
+
+    def _change(self, change: Change[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        self._require(change)
+        self._state_is(change.begun)
+        token = carried.set(UnderWay(Permit(self.report.environment, change.acts), self._last))
+        try:
+            result = change.work(*args, **kwargs)
+        except OpsError as error:
+            self._state_is(change.failed(error) if change.failed else None)
+            raise
+        finally:
+            carried.reset(token)
+        self._is_final |= change.is_final
+        self._state_is(change.done(result) if callable(change.done) else change.done)
+        return result
+
+    def _require(self, change: Change[..., Any]) -> None:
+        """Judge again what it needs. What was found before is not repeated."""
+        known = len(self.report.findings)
+        for need in change.needs:
+            need(self.report)
+        found = self.report.findings[known:]
+        self.report.findings[known:] = [one for one in found if one not in self.report.findings[:known]]
+        self.report.fail_if_critical()
+
+    def _state_is(self, state: State | None) -> None:
+        if state:
+            self.report.state_is(state.what, state.hint)

@@ -1,0 +1,189 @@
+"""One object for each change: what was planned is carried out, each once and in order, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from runbook.change import Change, Check, Line, Miscarried, State, carrying_out
+from runbook.current import use_report
+from runbook.errors import NotConfirmed, OpsError, RunbookFailed
+from runbook.guard.effect import Effect
+from runbook.guard.permit import Act, PlanOnly
+from runbook.kinds import action
+from runbook.report import Report
+
+EFFECT = Effect("the house is moved", "move it back")
+done: list[str] = []
+
+
+@action(of=lambda house: Act("move", house))
+def move(house: str, to: str) -> str:
+    done.append(f"{house} → {to}")
+    return to
+
+
+@action(of=lambda house: Act("stop", house))
+def stop(house: str) -> None:
+    done.append(f"{house} stopped")
+
+
+@action(of=lambda house: Act("burn", house))
+def burn(house: str) -> None:
+    raise OpsError(f"{house} does not burn", "dry it")
+
+
+STOPPING = Change(stop.bind("a"), "stop", "a")
+MOVING = Change(move.bind("a"), "move", "a to the hill", seconds=2)
+LOOKING = Check(lambda: "seen", "look", "at a")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_done() -> None:
+    done.clear()
+
+
+@contextlib.contextmanager
+def running(confirm: str = "lab") -> Iterator[Report]:
+    report = Report("Move", "lab", confirm)
+    with use_report(report):
+        yield report
+
+
+def carry_out(report: Report, lines: Sequence[Line[..., Any]], *begun: Line[..., Any]) -> None:
+    """Carry out some of the planned lines; the house goes to the hill."""
+    with carrying_out(report, *lines, effect=EFFECT) as carry:
+        for line in begun:
+            carry(line, *(["the hill"] if line.step == "move" else []))
+
+
+def test_without_a_confirm_there_is_a_plan() -> None:
+    with running("") as report, pytest.raises(PlanOnly), carrying_out(report, STOPPING, MOVING, effect=EFFECT):
+        raise AssertionError("the block is not entered")
+    assert [(one.step, one.detail, one.seconds) for one in report.plan_steps] == [
+        ("stop", "a", 0.0),
+        ("move", "a to the hill", 2),
+    ]
+    assert report.acts == (Act("stop", "a"), Act("move", "a"))
+    assert report.effect == EFFECT
+    assert not done
+
+
+def test_what_was_planned_is_carried_out_and_logged_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    with running() as report, carrying_out(report, STOPPING, LOOKING, MOVING, effect=EFFECT) as carry:
+        carry(STOPPING)
+        assert carry(LOOKING) == "seen"
+        assert carry(MOVING, "the hill") == "the hill"
+    assert done == ["a stopped", "a → the hill"]
+    begun = [line for line in caplog.messages if line.startswith("Step ") and "done in" not in line]
+    assert begun == ["Step 1/3: stop: a", "Step 2/3: look: at a", "Step 3/3: move: a to the hill, about 2 s"]
+    assert report.permitted_steps == ["stop", "move"]
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ([MOVING], "“move” comes before stop"),
+        ([STOPPING, STOPPING], "“stop” is carried out twice"),
+        ([STOPPING], "planned and not carried out: move"),
+        ([replace(STOPPING)], "“stop” is not planned"),
+    ],
+    ids=["out of order", "twice", "forgotten", "unplanned"],
+)
+def test_anything_else_is_an_error(order: list[Line[..., Any]], told: str) -> None:
+    with running() as report, pytest.raises(Miscarried, match=told):
+        carry_out(report, [STOPPING, MOVING], *order)
+
+
+def test_only_what_is_optional_is_skipped_and_why_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    optional = replace(STOPPING, is_optional=True)
+    with running() as report, carrying_out(report, optional, MOVING, effect=EFFECT) as carry:
+        carry.skip(optional, "it is stopped")
+        with pytest.raises(Miscarried, match="“move” is not optional"):
+            carry.skip(MOVING, "nobody asked")
+        carry(MOVING, "the hill")
+    assert "Step 1/2: stop: skipped: it is stopped" in caplog.messages
+
+
+def test_an_action_is_carried_out_by_a_change_that_states_it_alone() -> None:
+    """Nobody calls it directly, and no other change does it as well."""
+    with pytest.raises(NotConfirmed, match="“move” is not carried out by a plan"):
+        move.bind("a")("the hill")
+    smuggling = Change(lambda: move.bind("b")("the hill"), "smuggle", "b", by=[stop.bind("b")])
+    with running() as report, pytest.raises(NotConfirmed, match="“move b” is not in this run's permit"):
+        carry_out(report, [smuggling], smuggling)
+    assert not done
+
+
+def test_a_function_of_several_actions_is_one_line() -> None:
+    stopping, moving = stop.bind("a"), move.bind("a")
+
+    def both(to: str) -> str:
+        stopping()
+        return moving(to)
+
+    change = Change(both, "move", "a, stopped", by=[stopping, moving])
+    with running() as report, carrying_out(report, change, effect=EFFECT) as carry:
+        assert carry(change, "the hill") == "the hill"
+    assert report.acts == (Act("stop", "a"), Act("move", "a"))
+
+
+def test_what_a_change_needs_is_judged_for_the_plan_and_again_just_before_it() -> None:
+    asked = list[bool]()
+
+    def is_empty(report: Report) -> None:
+        report.require("the house is empty", not done, "empty it", value="people" if done else "nobody")
+        asked.append(bool(done))
+
+    moving = replace(MOVING, needs=[is_empty])
+    with running() as report, pytest.raises(RunbookFailed, match="the house is empty: people"):
+        carry_out(report, [STOPPING, moving], STOPPING, moving)
+    assert asked == [False, True]
+    assert done == ["a stopped"]
+
+
+def test_the_state_is_told_by_what_was_begun_and_done() -> None:
+    moving = replace(
+        MOVING,
+        begun=State("a may be anywhere", "find it"),
+        done=lambda to: State(f"a is on {to}", "do not move it again"),
+    )
+    with running() as report, carrying_out(report, moving, effect=EFFECT) as carry:
+        carry(moving, "the hill")
+        assert report.state
+        assert (report.state.value, report.state.hint) == ("a is on the hill", "do not move it again")
+    burning = Change(
+        burn.bind("a"),
+        "burn",
+        "a",
+        begun=State("a may burn", "look"),
+        failed=lambda error: State(f"a does not burn: {error.hint}", "try again"),
+    )
+    with running() as report, pytest.raises(OpsError), carrying_out(report, burning, effect=EFFECT) as carry:
+        carry(burning)
+    assert report.state
+    assert report.state.value == "a does not burn: dry it"
+
+
+@pytest.mark.parametrize(("is_final", "again"), [(False, ["a started again"]), (True, [])])
+def test_what_a_failed_run_stopped_is_put_back_until_the_new_state_is_final(is_final: bool, again: list[str]) -> None:
+    stopping = replace(STOPPING, reverse=lambda: done.append("a started again"))
+    moving = replace(MOVING, is_final=is_final)
+    burning = Change(burn.bind("a"), "burn", "a")
+    with running() as report, pytest.raises(OpsError):
+        carry_out(report, [stopping, moving, burning], stopping, moving, burning)
+    assert done == ["a stopped", "a → the hill", *again]
+
+
+def test_pins_are_noted_with_the_plan() -> None:
+    moving = replace(MOVING, pins=[lambda report: report.pin_state("house", "a")])
+    with running("") as report, pytest.raises(PlanOnly), carrying_out(report, moving, effect=EFFECT):
+        pass
+    assert report.states["house"].value == "a"
