@@ -65,8 +65,10 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
 
 def judge_stop(block: Redis, services: Services) -> Iterator[Precondition]:
     """Whether the service's stop ends every server that works in the live directory: one started by hand goes on."""
+    if not services.is_here or "redis" not in services.names:  # that one is missing is told elsewhere
+        return
     others, state = holders(block, live_directory(block)), services.state("redis")
-    if not services.is_here or (state.comes_back and not state.pid):
+    if state.comes_back and not state.pid:
         return
     others = [one for one in others if psutil.pid_exists(one) and not _is_of(one, state.pid)]
     name, service = "its service stops the server", services.name_of("redis")
