@@ -84,6 +84,12 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
             report.warn("incremental base backup", "nothing to do: a full one was taken instead", value=error.message)
             tidy(report, env, store)
             backup = _take(report, env, store, source, "full")
+        report.prefer(
+            "database in the backup",
+            cluster_in(backup).oid != 0,
+            "restore it, then take another base backup: no recovery from this one brings it back",
+            value=env.postgres.database if cluster_in(backup).oid else f"{env.postgres.database} does not exist",
+        )
         judge_archive(report, env, backup)
         report.outcome = f"{backup.name} is in the store, every file verified"
         report.fact("backup", backup.name)

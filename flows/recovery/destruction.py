@@ -178,6 +178,7 @@ def find_target(
     if before == NONE:
         return WalTarget(latest)
     if not files:  # nothing was written since the base backup: rows that are missing were missing then
+        _require_database(env, origin, created=0)
         if end and end.oid and not end.invalid and (rest := [*end.emptied.empty, *_missing(report, tables, end)]):
             _warn_empty(report, origin, tables, rest)
         return WalTarget(latest)
@@ -186,6 +187,7 @@ def find_target(
     oids = {end.oid} if end and end.oid else set[int]()
     newest = found.newest.lsn if found.newest else 0
     definitions = read_definitions(env.postgres, files, oids, origin.content.stop, newest)
+    _require_database(env, origin, definitions.databases.created)
     if end is None:
         _show_drops(report, definitions)
         return WalTarget(latest)
@@ -199,6 +201,15 @@ def find_target(
     if destroyed is None:
         return WalTarget(latest)
     return _before(env, origin, found, files, destroyed)
+
+
+def _require_database(env: Environment, origin: PointOrigin, created: int) -> None:
+    """Refuse a base backup that was taken when the database did not exist, unless one was created since."""
+    if origin.content.oid == 0 and not created:
+        raise VerificationFailed(
+            f"neither {origin.backup.name} nor the WAL after it has the database {env.postgres.database}",
+            "restore from an older base backup (backup=…), or from a dump",
+        )
 
 
 _TRANSACTION = re.compile(r"\s(\d+),\s")

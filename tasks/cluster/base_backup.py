@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, cast
 
@@ -194,10 +194,7 @@ def _run(postgres: Postgres, source: BaseBackupSource, directory: Path, argv: li
 
 def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None) -> ClusterContent:
     described = PostgresManifest.read(directory)
-    with postgres.connect() as connection:
-        stopped, next_xid = execute(
-            connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
-        )[0]
+    stopped, next_xid, oid = read_moment(postgres)
     if (described.system or source.system) != source.system:
         raise VerificationFailed("the copy is from another cluster than the server", "run it again")
     return ClusterContent(
@@ -207,13 +204,28 @@ def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base
         timeline=described.wal[-1].timeline,
         start_lsn=described.wal[0].start,
         stop_lsn=described.wal[-1].end,
-        stopped=stopped.astimezone(UTC),
-        next_xid=int(next_xid),
+        stopped=stopped,
+        next_xid=next_xid,
         server_version=source.version,
         segment_bytes=source.segment_bytes,
         bytes=described.bytes if base is None else source.bytes,
         database=postgres.database,
+        oid=oid,
     )
+
+
+def read_moment(postgres: Postgres) -> tuple[datetime, int, int]:
+    """The server's time, the first transaction ID that has not begun, and the OID of the application's database (0:
+    there is none)."""
+    with postgres.connect() as connection:
+        at, next_xid, oid = execute(connection, _MOMENT, postgres.database)[0]
+    return at.astimezone(UTC), int(next_xid), int(oid)
+
+
+_MOMENT = """
+SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text,
+       coalesce((SELECT oid FROM pg_database WHERE datname = %s), 0)::bigint
+"""
 
 
 def manifest_of(backup: Backup, target: Path) -> Path:

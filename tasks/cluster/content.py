@@ -20,7 +20,8 @@ class ClusterContent(BaseModel):
 
     `base`: the backup that an incremental one depends on. A recovery can stop anywhere after `stop_lsn`; the backup has
     the WAL up to there. `next_xid`: the first transaction ID, with its epoch, that had not begun then. `bytes`: of the
-    restored data directory. `label`: its name in pgBackRest's repository, which then has the data."""
+    restored data directory. `label`: its name in pgBackRest's repository, which then has the data. `oid`: that of
+    `database` at the end; 0: there was none; -1: not recorded."""
 
     model_config = ConfigDict(frozen=True)
     form: Form
@@ -36,6 +37,7 @@ class ClusterContent(BaseModel):
     bytes: int
     database: str
     label: str = ""
+    oid: int = -1
 
     @property
     def stop(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC
 from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
@@ -16,7 +15,7 @@ from runbook.files import inside
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.backups.encryption import Key
-from tasks.cluster.base_backup import BaseBackupSource, TakenBaseBackup
+from tasks.cluster.base_backup import BaseBackupSource, TakenBaseBackup, read_moment
 from tasks.cluster.content import ClusterContent, Form
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import give
@@ -71,23 +70,21 @@ def _labels(wal: Wal, postgres: Postgres) -> tuple[Label, ...]:
 
 
 def _content(postgres: Postgres, source: BaseBackupSource, label: Label) -> ClusterContent:
-    with postgres.connect() as connection:
-        stopped, next_xid = execute(
-            connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
-        )[0]
+    stopped, next_xid, oid = read_moment(postgres)
     return ClusterContent(
         form="full" if label.kind == "full" else "incremental",
         system=label.system,
         timeline=label.timeline,
         start_lsn=label.start_lsn,
         stop_lsn=label.stop_lsn,
-        stopped=stopped.astimezone(UTC),
-        next_xid=int(next_xid),
+        stopped=stopped,
+        next_xid=next_xid,
         server_version=source.version,
         segment_bytes=source.segment_bytes,
         bytes=label.bytes,
         database=postgres.database,
         label=label.label,
+        oid=oid,
     )
 
 

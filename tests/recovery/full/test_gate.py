@@ -112,6 +112,19 @@ def test_a_database_that_was_dropped_before_the_shutdown_is_planned(backed_up: C
     assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
 
 
+def test_a_base_backup_that_was_taken_without_the_database_is_no_option(backed_up: Cluster) -> None:
+    """The plan chose it, said that nothing is lost, and its run was refused."""
+    rows = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    backed_up.sql("postgres", "DROP DATABASE grc_db WITH (FORCE)", database="postgres")
+    taken = backup_cluster.fn(NAME)
+    assert values(taken)["database in the backup"] == "grc_db does not exist"
+    plan = full_restore.fn(NAME, method="cluster")
+    assert values(plan)[f"not used: {taken.facts['backup']}"].startswith(f"neither {taken.facts['backup']} nor the WAL")
+    assert "DROP DATABASE by transaction" in plan.facts["target"]
+    restored(method="cluster", **plan.pins)
+    assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
+
+
 def test_a_dropped_table_without_rows_in_the_dump_is_named(backed_up: Cluster) -> None:
     """Nothing tells an accident from a clean-up there, so no commits are given up for it."""
     backed_up.sql("postgres", "CREATE TABLE spare ()")
