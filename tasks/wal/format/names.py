@@ -76,7 +76,8 @@ class Timeline:
 
     @classmethod
     def read(cls, number: int, text: str) -> Timeline:
-        """From a history file's text.
+        """From a history file's text. A recovery along a timeline that ended before it was reached has that one in its
+        history all the same, with its own end: what came before it was left there too.
 
         Raises:
             VerificationFailed: it is not a history.
@@ -93,7 +94,8 @@ class Timeline:
                 raise VerificationFailed(
                     message, "copy it from the primary's pg_wal, or choose another timeline"
                 ) from None
-        return cls(number, tuple(found))
+        ends = [min(lsn for _, lsn in found[index:]) for index in range(len(found))]
+        return cls(number, tuple((timeline, end) for (timeline, _), end in zip(found, ends, strict=True)))
 
     def left_at(self, timeline: int) -> int | None:
         """The LSN up to which `timeline` is part of this history; None if it is not. This timeline itself has no

@@ -111,6 +111,24 @@ def test_without_a_write_since_the_undo_its_record_decides_and_a_failover_takes_
 BOUNDARIES = ("cluster: between renames", "cluster: receiver's directory aside", "undo: recorded")
 
 
+def test_an_undo_counts_the_writes_since_a_recovery_to_before_the_one_before(cluster: Cluster) -> None:
+    """PostgreSQL writes into the history of timeline 3 that it parted from timeline 2, at an LSN before timeline 2
+    began, and where timeline 1 had ended: the writes behind the true place were taken for shared ones."""
+    cluster.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)")
+    backup_cluster.fn(NAME)
+    cluster.sql("postgres", "INSERT INTO t VALUES (11)")
+    ((lsn,),) = cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()::text")
+    cluster.sql("postgres", f"INSERT INTO t SELECT generate_series(100, {ROWS} * 5000)")
+    full_restore.fn(NAME, method="cluster", confirm=NAME)
+    restore_to_point.fn(NAME, by="lsn", target=lsn, confirm=NAME)
+    assert ids(cluster) == [11]
+    for number in range(12, 12 + ROWS):
+        cluster.sql("postgres", f"INSERT INTO t VALUES ({number})")
+    plan = undo_full_restore.fn(NAME)
+    assert int(plan.headline.partition(" commits of PostgreSQL are lost")[0].split()[-1]) >= ROWS, plan.headline
+    assert (undo_full_restore.fn(NAME, **plan.pins, confirm=NAME).losses["PostgreSQL"].count or 0) >= ROWS
+
+
 def launch(flow: str = "undo-full-restore", *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     argv = ["-m", "flows.launch", flow, f"environment={NAME}", f"confirm={NAME}", *words]
     return forked.run(argv, {**os.environ, "PREFECT_API_URL": "", **variables})

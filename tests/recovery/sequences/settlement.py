@@ -120,8 +120,10 @@ FROM (SELECT {TIMELINE} AS timeline) now
 def _is_in_history(world: World, mark: Mark) -> bool:
     with contextlib.suppress(psycopg.Error):
         ((timeline, history),) = world.sql(_HISTORY)
-        left = {int(line.split()[0]): line.split()[1] for line in history.splitlines() if line.strip()}
-        return timeline == mark.timeline or _bytes(mark.lsn) < _bytes(left.get(mark.timeline, "0/0"))
+        lines = [line.split() for line in history.splitlines() if line.strip()]
+        ends = [min(_bytes(words[1]) for words in lines[index:]) for index in range(len(lines))]
+        left = {int(words[0]): end for words, end in zip(lines, ends, strict=True)}  # as tasks.wal.format.names
+        return timeline == mark.timeline or _bytes(mark.lsn) < left.get(mark.timeline, 0)
     return True
 
 
