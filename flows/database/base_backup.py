@@ -86,9 +86,9 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
             backup = _take(report, env, store, source, "full")
         report.prefer(
             "database in the backup",
-            cluster_in(backup).oid != 0,
+            cluster_in(backup).has_database,
             "restore it, then take another base backup: no recovery from this one brings it back",
-            value=env.postgres.database if cluster_in(backup).oid else f"{env.postgres.database} does not exist",
+            value=env.postgres.database + " does not exist" * (not cluster_in(backup).has_database),
         )
         judge_archive(report, env, backup)
         report.outcome = f"{backup.name} is in the store, every file verified"

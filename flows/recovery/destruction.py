@@ -22,6 +22,7 @@ from runbook.report import Report
 from runbook.units import counted, duration
 from tasks.backups.catalogue import Backup, find_backup
 from tasks.cluster.catalog import databases_in, has_database
+from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Stop, find_stop_at
 from tasks.failover.member import control_of
 from tasks.host.disk import is_here
@@ -120,6 +121,21 @@ def newest_dump(env: Environment, source: str, stores: Stores = "backups") -> Ba
     return None
 
 
+def newest_base_backup(env: Environment) -> Backup | None:
+    """The newest base backup of an environment; None without any."""
+    if not env.has("backups"):
+        return None
+    with contextlib.suppress(OpsError, ValueError):
+        return find_backup.work(store_for(env, "cluster"), "cluster", environment=env.name)
+    return None
+
+
+def others_in(backup: Backup | None, env: Environment) -> tuple[str, ...]:
+    """The databases of a base backup next to the application's and the one for maintenance."""
+    own = (env.postgres.database, env.postgres.maintenance_database)
+    return tuple(one for one in cluster_in(backup).databases if one not in own) if backup else ()
+
+
 def read_end(postgres: Postgres, database: str, tables: Mapping[str, int]) -> DatabaseAtEnd:
     """Query a server for the database, and for tables that are empty or missing.
 
@@ -205,7 +221,7 @@ def find_target(
 
 def _require_database(env: Environment, origin: PointOrigin, created: int) -> None:
     """Refuse a base backup that was taken when the database did not exist, unless one was created since."""
-    if origin.content.oid == 0 and not created:
+    if not origin.content.has_database and not created:
         raise VerificationFailed(
             f"neither {origin.backup.name} nor the WAL after it has the database {env.postgres.database}",
             "restore from an older base backup (backup=…), or from a dump",

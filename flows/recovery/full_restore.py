@@ -19,6 +19,7 @@ from flows.database import expectations
 from flows.database.gate import gate_of_backup
 from flows.database.superseded import discard_surplus
 from flows.launch import add_confirmation, launch
+from flows.loss import require_confirmed
 from flows.recovery.full import bring_up, build, choose, database_server
 from flows.recovery.full.method import ClusterParameters, Method, acts, decide, find_options
 from flows.recovery.full.method import effect as effect_of_cluster
@@ -32,6 +33,7 @@ from flows.redis.restore.sources import RedisSource, remembered
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
+from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -166,7 +168,9 @@ def full_restore(
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
             choose.pin(report, env, chosen, up=found.presence == "up")
-            permit = report.permit(*chosen.acts(env), effect=choose.effect(report, env, chosen, found.presence, gate))
+            effect = choose.effect(report, env, chosen, found.presence, gate, found.gone)
+            permit = report.permit(*chosen.acts(env), effect=effect)
+        require_confirmed(report, *map(Loss.everything, found.gone))
         report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
@@ -182,6 +186,8 @@ def full_restore(
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance, gate=gate)
+        if found.gone:
+            report.loses(*map(Loss.everything, found.gone))
         bring_up.start(report, env, copies, services)
         bring_up.report_results(report, env, chosen, services, gate)
         discard_surplus(report, env)

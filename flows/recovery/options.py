@@ -22,6 +22,7 @@ from flows.recovery.destruction import (
     DatabaseAtEnd,
     find_target,
     newest_dump,
+    others_in,
     read_live_end,
     report_target,
     tables_of,
@@ -49,7 +50,7 @@ from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, 
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.staged_copy import content_in
-from tasks.postgres.server.server import read_database_bytes
+from tasks.postgres.server.server import presence, read_database_bytes
 from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.supply import system_here
@@ -222,12 +223,17 @@ class RestoreOptions:
             )
         return found, reasons
 
-    def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, datetime, bool]:
-        """The wanted one first, then the newest. On an idle database a dump is younger than the last commit, which the
-        WAL has too: then neither loses anything, and the cluster is restored exactly. To take one database out of the
-        cluster takes longer than to restore the dump."""
+    def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, bool, datetime, bool]:
+        """The wanted one first, then one with other databases that are gone, then the newest. On an idle database a
+        dump is younger than the last commit, which the WAL has too: then neither loses anything, and the cluster is
+        restored exactly. To take one database out of the cluster takes longer than to restore the dump."""
+        keeps = bool(option.replay) and self._others_are_gone(option.backup)
         newest = min([option.newest, *(one.newest for one in others if self._covers(one, option))])
-        return option.backup.name == self.wanted, newest, option.kind == PHYSICAL
+        return option.backup.name == self.wanted, keeps, newest, option.kind == PHYSICAL
+
+    def _others_are_gone(self, backup: Backup) -> bool:
+        """Whether the data directory is missing, and a base backup has other databases of it."""
+        return self.in_place and bool(others_in(backup, self.env)) and presence(self.env.postgres) == "absent"
 
     def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
         """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not

@@ -194,7 +194,7 @@ def _run(postgres: Postgres, source: BaseBackupSource, directory: Path, argv: li
 
 def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None) -> ClusterContent:
     described = PostgresManifest.read(directory)
-    stopped, next_xid, oid = read_moment(postgres)
+    stopped, next_xid, databases = read_moment(postgres)
     if (described.system or source.system) != source.system:
         raise VerificationFailed("the copy is from another cluster than the server", "run it again")
     return ClusterContent(
@@ -210,21 +210,20 @@ def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base
         segment_bytes=source.segment_bytes,
         bytes=described.bytes if base is None else source.bytes,
         database=postgres.database,
-        oid=oid,
+        databases=databases,
     )
 
 
-def read_moment(postgres: Postgres) -> tuple[datetime, int, int]:
-    """The server's time, the first transaction ID that has not begun, and the OID of the application's database (0:
-    there is none)."""
+def read_moment(postgres: Postgres) -> tuple[datetime, int, tuple[str, ...]]:
+    """The server's time, the first transaction ID that has not begun, and the databases without templates."""
     with postgres.connect() as connection:
-        at, next_xid, oid = execute(connection, _MOMENT, postgres.database)[0]
-    return at.astimezone(UTC), int(next_xid), int(oid)
+        at, next_xid, databases = execute(connection, _MOMENT)[0]
+    return at.astimezone(UTC), int(next_xid), tuple(databases)
 
 
 _MOMENT = """
 SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text,
-       coalesce((SELECT oid FROM pg_database WHERE datname = %s), 0)::bigint
+       (SELECT array_agg(datname::text ORDER BY datname) FROM pg_database WHERE NOT datistemplate)
 """
 
 

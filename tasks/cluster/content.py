@@ -20,8 +20,8 @@ class ClusterContent(BaseModel):
 
     `base`: the backup that an incremental one depends on. A recovery can stop anywhere after `stop_lsn`; the backup has
     the WAL up to there. `next_xid`: the first transaction ID, with its epoch, that had not begun then. `bytes`: of the
-    restored data directory. `label`: its name in pgBackRest's repository, which then has the data. `oid`: that of
-    `database` at the end; 0: there was none; -1: not recorded."""
+    restored data directory. `label`: its name in pgBackRest's repository, which then has the data. `databases`: those
+    of the cluster at its end, without templates; none where they were not recorded."""
 
     model_config = ConfigDict(frozen=True)
     form: Form
@@ -37,7 +37,12 @@ class ClusterContent(BaseModel):
     bytes: int
     database: str
     label: str = ""
-    oid: int = -1
+    databases: tuple[str, ...] = ()
+
+    @property
+    def has_database(self) -> bool:
+        """Whether it has `database`, as far as that was recorded."""
+        return not self.databases or self.database in self.databases
 
     @property
     def stop(self) -> int:

@@ -70,7 +70,7 @@ def _labels(wal: Wal, postgres: Postgres) -> tuple[Label, ...]:
 
 
 def _content(postgres: Postgres, source: BaseBackupSource, label: Label) -> ClusterContent:
-    stopped, next_xid, oid = read_moment(postgres)
+    stopped, next_xid, databases = read_moment(postgres)
     return ClusterContent(
         form="full" if label.kind == "full" else "incremental",
         system=label.system,
@@ -84,7 +84,7 @@ def _content(postgres: Postgres, source: BaseBackupSource, label: Label) -> Clus
         bytes=label.bytes,
         database=postgres.database,
         label=label.label,
-        oid=oid,
+        databases=databases,
     )
 
 

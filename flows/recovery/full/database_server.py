@@ -12,6 +12,7 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import free_commits, judge_commits
+from flows.recovery.destruction import newest_base_backup, others_in
 from flows.recovery.full.start import (
     FILES,
     create_and_start,
@@ -62,6 +63,11 @@ class FoundServer:
     services: ServiceStates
     live: Identity | None
     others: tuple[str, ...] | None = None
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """The other databases that were lost with its data directory, and that a dump does not bring back."""
+        return (self.others or ()) if self.presence == "absent" else ()
 
 
 def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> FoundServer:
@@ -129,6 +135,18 @@ def _judge_stopped(
 
     if stopped := _judge_offline(report, env, backup, offer, absent=absent):
         _judge_damage(report, env, stopped, others)
+    return _lost_with_the_cluster(report, env) if absent else others
+
+
+def _lost_with_the_cluster(report: Report, env: Environment) -> tuple[str, ...]:
+    """The other databases that the newest base backup has. A dump has none of them."""
+    others = others_in(newest_base_backup(env), env)
+    if others:
+        report.warn(
+            "other databases of the cluster",
+            "restore the whole cluster (method=cluster), which brings them back",
+            value=f"{', '.join(others)}: this dump does not have them, and the data directory is missing",
+        )
     return others
 
 

@@ -125,6 +125,25 @@ def test_a_base_backup_that_was_taken_without_the_database_is_no_option(backed_u
     assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
 
 
+def test_other_databases_that_are_gone_with_the_data_directory_are_restored_or_named_as_lost(
+    backed_up: Cluster,
+) -> None:
+    """The newest dump was a moment newer than the WAL, and a restore of it lost the others without a word."""
+    backed_up.sql("postgres", "CREATE DATABASE other", database="postgres")
+    backup_cluster.fn(NAME)
+    backed_up.stop("receiver")
+    with backed_up.writing() as writes:
+        writes.wait(20)
+    backup_database.fn(NAME)
+    backed_up.crash("postgres")
+    with backed_up.gone(backed_up.node("postgres").data):
+        plan = full_restore.fn(NAME)
+        assert plan.facts["database from"].startswith("base backup and WAL: "), plan.facts
+        of_dump = full_restore.fn(NAME, method="dump")
+        assert "everything of other is lost" in of_dump.headline, of_dump.headline
+    assert values(of_dump)["other databases of the cluster"].startswith("other: this dump does not have them")
+
+
 def test_a_dropped_table_without_rows_in_the_dump_is_named(backed_up: Cluster) -> None:
     """Nothing tells an accident from a clean-up there, so no commits are given up for it."""
     backed_up.sql("postgres", "CREATE TABLE spare ()")

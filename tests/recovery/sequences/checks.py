@@ -72,9 +72,9 @@ def compare(ledger: Ledger, branch: Sequence[Write], content: Content | None) ->
     if content.attempts is None:
         return _compare_prefix(ledger, branch, content)
     present = content.attempts
-    problems = [f"{ledger.name}: attempt {one} was never sent" for one in sorted(present - ledger.known)[:3]]
+    problems = [f"{ledger.name}: attempt {one} was never sent" for one in sorted(present - set(ledger.known))[:3]]
     ids = {one.attempt for one in branch}
-    abandoned = sorted((present & ledger.known) - ids)
+    abandoned = sorted((present & set(ledger.known)) - ids)
     lost = [one for one in branch if one.is_acknowledged and one.attempt not in present]
     last = max((index for index, one in enumerate(branch) if one.attempt in present), default=-1)
     # Those after the last write may be there or not; one that was left out may have writes of the new branch after it.

@@ -73,11 +73,12 @@ class Store(Protocol):
 
 @dataclass
 class Ledger:
-    """The writes of one part, in order, on the branch of its history that is in use. `deletes`: how many of them."""
+    """The writes of one part, in order, on the branch of its history that is in use. `deletes`: how many of them;
+    `known`: those of every branch."""
 
     store: Store
     writes: list[Write] = field(default_factory=list)
-    known: set[int] = field(default_factory=set)
+    known: dict[int, Write] = field(default_factory=dict)
     next_attempt: int = 1
     deletes: float = 0.15
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -94,7 +95,7 @@ class Ledger:
             write = Write(self.next_attempt, key, deletes)
             self.next_attempt += 1
             self.writes.append(write)
-            self.known.add(write.attempt)
+            self.known[write.attempt] = write
         return write
 
     def write(self, chance: random.Random) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -41,9 +42,13 @@ def settle(
     for name, ledger in world.ledgers.items():
         wanted = back_to.get(name) if back_to else None
         content = ledger.store.read()
-        if wanted is not None and content and content.attempts is not None:  # a client went on writing, on that branch
-            ids = content.attempts - {one.attempt for one in wanted}
-            wanted = [*wanted, *(one for one in ledger.copy() if one.attempt in ids and one.sent >= seen.at)]
+        if wanted is not None and content and content.attempts is not None:
+            # A client went on writing on that branch until it was replaced, or since it is back.
+            last = max((one.attempt for one in wanted), default=0)
+            ids = [
+                one for one in sorted(content.attempts) if one > last and one in set(ledger.known) - set(ledger.refused)
+            ]
+            wanted = [*wanted, *(replace(ledger.known[one]) for one in ids)]
         if name == DATABASE and content is not None:
             world.tokens.pop("dropped", None)
         if content is None and seen.content[name] is None and not _mends(world, carried, name):

@@ -231,7 +231,7 @@ class World:
         for name, (writes, number) in self._first.items():
             ledger = self.ledgers[name]
             ledger.restart(writes)
-            ledger.known = {one.attempt for one in writes}
+            ledger.known = {one.attempt: one for one in writes}
             ledger.next_attempt = number
         self.tokens.clear()
         self._start()
