@@ -121,19 +121,18 @@ def newest_dump(env: Environment, source: str, stores: Stores = "backups") -> Ba
     return None
 
 
-def newest_base_backup(env: Environment) -> Backup | None:
-    """The newest base backup of an environment; None without any."""
-    if not env.has("backups"):
-        return None
+def others_of(env: Environment, source: str) -> tuple[str, ...]:
+    """The other databases that the newest base backup of an environment has, in the stores of this one. A dump has none
+    of them."""
     with contextlib.suppress(OpsError, ValueError):
-        return find_backup.work(store_for(env, "cluster"), "cluster", environment=env.name)
-    return None
+        return others_in(find_backup.work(store_for(env, "cluster"), "cluster", environment=source), env)
+    return ()
 
 
-def others_in(backup: Backup | None, env: Environment) -> tuple[str, ...]:
+def others_in(backup: Backup, env: Environment) -> tuple[str, ...]:
     """The databases of a base backup next to the application's and the one for maintenance."""
     own = (env.postgres.database, env.postgres.maintenance_database)
-    return tuple(one for one in cluster_in(backup).databases if one not in own) if backup else ()
+    return tuple(one for one in cluster_in(backup).databases if one not in own)
 
 
 def read_end(postgres: Postgres, database: str, tables: Mapping[str, int]) -> DatabaseAtEnd:

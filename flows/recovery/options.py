@@ -232,8 +232,9 @@ class RestoreOptions:
         return option.backup.name == self.wanted, keeps, newest, option.kind == PHYSICAL
 
     def _others_are_gone(self, backup: Backup) -> bool:
-        """Whether the data directory is missing, and a base backup has other databases of it."""
-        return self.in_place and bool(others_in(backup, self.env)) and presence(self.env.postgres) == "absent"
+        """Whether a base backup has other databases, and the cluster with them is not here any more."""
+        is_gone = not self.in_place or presence(self.env.postgres) == "absent"
+        return is_gone and bool(others_in(backup, self.env))
 
     def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
         """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not

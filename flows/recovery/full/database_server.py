@@ -12,7 +12,7 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import free_commits, judge_commits
-from flows.recovery.destruction import newest_base_backup, others_in
+from flows.recovery.destruction import others_of
 from flows.recovery.full.start import (
     FILES,
     create_and_start,
@@ -139,8 +139,7 @@ def _judge_stopped(
 
 
 def _lost_with_the_cluster(report: Report, env: Environment) -> tuple[str, ...]:
-    """The other databases that the newest base backup has. A dump has none of them."""
-    others = others_in(newest_base_backup(env), env)
+    others = others_of(env, env.name)
     if others:
         report.warn(
             "other databases of the cluster",

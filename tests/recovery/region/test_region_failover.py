@@ -107,6 +107,7 @@ def lost(system: System) -> Iterator[Lost]:
     the module ends."""
     system.sql("DROP TABLE IF EXISTS shipped")
     system.sql(UNBUILDABLE)
+    system.sql("CREATE DATABASE other_app", "postgres")
     commit(system.lab, "dump")
     dump = backup_database.fn(system.name).facts["backup"]
     older = backup_cluster.fn(system.name).facts["backup"]
@@ -131,6 +132,7 @@ def lost(system: System) -> Iterator[Lost]:
         system.lab.empty_region()
         forget(system.lab)
         system.sql("SELECT pg_drop_replication_slot('consumer')")
+        system.sql("DROP DATABASE other_app", "postgres")
         system.sql("DROP TABLE IF EXISTS priced, rates; DROP FUNCTION IF EXISTS rated")
         backup_database.fn(system.name)  # the newest is what the next file's tests restore
 
@@ -166,6 +168,7 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
     plan = lost.plan()
     assert plan.status is Status.PLANNED
     assert finding(plan, "replication slots") == "consumer (physical)", "nobody makes it in this region"
+    assert "everything of other_app is lost" in lost.plan(backup=lost.backups["dump"]).headline
     assert "writes of grc_db" not in plan.headline, "its primary's files are on this host, and have no further commit"
     assert "writes of Redis of the last" in plan.headline
     assert lost.running() == set(), "a plan starts nothing"
