@@ -11,16 +11,16 @@ from flows.database.restore import SWAP_SECONDS
 from flows.loss import planned_loss_of
 from flows.pinned import pin_database
 from runbook import clock
+from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from tasks.postgres.restore.superseded import SupersededDatabase, find_superseded, read_writes
-from tasks.postgres.restore.swap import UNDO, advisory_lock, swap_back
+from tasks.postgres.restore.swap import Swapped, advisory_lock, swap_back
 from tasks.postgres.server.server import (
     Identity,
     find_obstacles,
@@ -53,30 +53,36 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         name = env.postgres.database
         old = choose_superseded(report, env, find_superseded(env.postgres), kept)
         live = read_identity(env.postgres, name)
-        restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         gate = _gate_of_undo(report, env, old, live)
         loss = gate.plan()
         report.fact("written since the swap, missing in the old database", loss.text)
-        report.plan(
+        action = swap_back.bind(env.postgres, old, live.oid, gate.judge)
+
+        def swap() -> Swapped:
+            gate.look_ahead()
+            with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
+                return action(guard)
+
+        swapping = Change(
+            swap,
             "swap back",
             f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the current {name} is kept",
             size=old.bytes,
             seconds=0.2,
-            by=[swap_back],
+            by=[action],
+            pins=[lambda report: pin_database(report, env.postgres, replaced=True)],
+            needs=[lambda report: restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))],
+            begun=State("the live database is unchanged", "fix the findings above, then run this again"),
+            done=lambda swapped: State(
+                f"{old.name} is {name} again; the database that it replaced is kept as {swapped.kept}",
+                "do not run this again: it would swap once more",
+            ),
         )
-        pin_database(report, env.postgres, replaced=True)
         what = f"{name} is again the database that {old.backup} replaced {old.since}"
         effect = Effect(what, "run it again", (loss,), SWAP_SECONDS)
-        permit = report.permit(Act(UNDO, old.name), effect=effect)
-        report.state_is("the live database is unchanged", "fix the findings above, then run this again")
-        gate.look_ahead()
-        with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
-            swapped = swap_back(permit, env.postgres, guard, old, live.oid, gate.judge)
+        with carrying_out(report, swapping, effect=effect) as carry:
+            swapped = carry(swapping)
         report.loses(gate.measured)
-        report.state_is(
-            f"{old.name} is {name} again; the database that it replaced is kept as {swapped.kept}",
-            "do not run this again: it would swap once more",
-        )
         report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
         report.outcome = f"{old.name} is {name} again"
         report.fact("replaced database", f"kept as {swapped.kept}")

@@ -24,7 +24,7 @@ from blocks.postgres.server import Connection, Postgres, execute, first_line, re
 from runbook.current import removed
 from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.postgres.restore.staged_copy import REPLACE, Copy, name_beside, oid_of, staged_database
@@ -100,12 +100,9 @@ def swap_databases(
     return Swapped(postgres.database, kept, outage)
 
 
-@action
-def swap_back(
-    permit: Permit, postgres: Postgres, guard: Connection, old: SupersededDatabase, live_oid: int, gate: Gate
-) -> Swapped:
+@action(of=lambda old: Act(UNDO, old.name))
+def swap_back(postgres: Postgres, old: SupersededDatabase, live_oid: int, gate: Gate, guard: Connection) -> Swapped:
     """Give a superseded database its name and comment back, and keep the current one."""
-    permit.require(UNDO, old.name)
     kept = _kept_name(guard, postgres.database) if live_oid else ""
     moves = [(postgres.database, kept, live_oid), (old.name, postgres.database, oid_of(guard, old.name))]
     outage = exchange(postgres, guard, moves, by=UNDONE, comment=old.comment, gate=gate)
