@@ -39,7 +39,8 @@ class State:
 @dataclass(frozen=True, eq=False)
 class Line(Generic[P, R]):
     """One line of a plan, and the work that carries it out. `size` in bytes, `seconds`: estimates, 0 where there is
-    none. `is_optional`: it may turn out to be unnecessary, and is skipped then."""
+    none. `more`: the details of further such lines, which the same call carries out. `is_optional`: it may turn out to
+    be unnecessary, and is skipped then."""
 
     work: Callable[P, R]
     step: str
@@ -47,7 +48,14 @@ class Line(Generic[P, R]):
     _: KW_ONLY
     size: int = 0
     seconds: float = 0.0
+    more: Sequence[str] = ()
     is_optional: bool = False
+
+    @property
+    def planned(self) -> list[PlannedStep]:
+        """Its lines."""
+        first = PlannedStep(self.step, self.detail, self.size, self.seconds)
+        return [first, *(PlannedStep(self.step, detail) for detail in self.more)]
 
 
 class Check(Line[P, R]):
@@ -92,7 +100,7 @@ def carrying_out(
         Miscarried: the block carried out something else.
     """
     carrier = Carrier(report, lines, len(report.plan_steps))
-    report.plan_steps += [PlannedStep(one.step, one.detail, one.size, one.seconds) for one in lines]
+    report.plan_steps += [step for one in lines for step in one.planned]
     changes = [one for one in lines if isinstance(one, Change)]
     for note in (*pins, *(note for one in changes for note in (*one.pins, *one.needs))):
         note(report)
@@ -122,8 +130,8 @@ class Carrier:
         Raises:
             Miscarried: it is not the next one of the plan.
         """
-        number = self._begin(line)
-        with self.report.step_log.line(number, self.report.plan_steps):
+        numbers = self._begin(line)
+        with self.report.step_log.lines(numbers, self.report.plan_steps):
             result = self._change(line, *args, **kwargs) if isinstance(line, Change) else line.work(*args, **kwargs)
         self._last = result
         return result
@@ -132,7 +140,8 @@ class Carrier:
         """Leave out a line that turned out to be unnecessary."""
         if not line.is_optional:
             raise Miscarried(f"“{line.step}” is not optional")
-        logger().info("%s", f"{self.report.step_log.name(self._begin(line), self.report.plan_steps)}: skipped: {why}")
+        for number in self._begin(line):
+            logger().info("%s", f"{self.report.step_log.name(number, self.report.plan_steps)}: skipped: {why}")
 
     def put_back(self) -> None:
         """Put back what was stopped, the last first, unless the new state is final."""
@@ -145,14 +154,16 @@ class Carrier:
         if forgotten := [one.step for one in self.lines if one not in self._begun and not one.is_optional]:
             raise Miscarried(f"planned and not carried out: {', '.join(forgotten)}")
 
-    def _begin(self, line: Line[..., Any]) -> int:
+    def _begin(self, line: Line[..., Any]) -> range:
+        """The numbers of its lines in the plan."""
         if line not in self.lines or line in self._begun:
             raise Miscarried(f"“{line.step}” is {'carried out twice' if line in self._begun else 'not planned'}")
-        number = self.lines.index(line)
-        if before := [one.step for one in self.lines[:number] if one not in self._begun and not one.is_optional]:
+        earlier = self.lines[: self.lines.index(line)]
+        if before := [one.step for one in earlier if one not in self._begun and not one.is_optional]:
             raise Miscarried(f"“{line.step}” comes before {', '.join(before)}")
         self._begun.append(line)
-        return self.first + number
+        number = self.first + sum(len(one.planned) for one in earlier)
+        return range(number, number + len(line.planned))
 
     def _change(self, change: Change[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         self._require(change)

@@ -62,17 +62,19 @@ class StepLog:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
-    def line(self, number: int, plan: Sequence[PlannedStep]) -> Iterator[None]:
-        """Log a planned step, which the block carries out."""
-        name, started = self.name(number, plan), time.monotonic()
-        self._announce(number, plan)
+    def lines(self, numbers: Sequence[int], plan: Sequence[PlannedStep]) -> Iterator[None]:
+        """Log planned steps, which the block carries out together."""
+        names, started = [self.name(number, plan) for number in numbers], time.monotonic()
+        for number in numbers:
+            self._announce(number, plan)
         try:
-            with _alive(name, started, plan[number].seconds):
+            with _alive(names[0], started, plan[numbers[0]].seconds):
                 yield
         except BaseException:
-            logger().log(self.level, "%s", f"{name}: failed after {duration(time.monotonic() - started)}")
+            logger().log(self.level, "%s", f"{names[0]}: failed after {duration(time.monotonic() - started)}")
             raise
-        logger().info("%s", f"{name}: done in {duration(time.monotonic() - started)}")
+        for name in names:
+            logger().info("%s", f"{name}: done in {duration(time.monotonic() - started)}")
 
     @contextlib.contextmanager
     def logged(self, work: str, plan: Sequence[PlannedStep]) -> Iterator[None]:

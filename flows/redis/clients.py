@@ -23,17 +23,17 @@ from flows.redis.client_findings import (
     report_counts,
 )
 from flows.redis.master import judge_master
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted
 from tasks.redis.client_list import Client
 from tasks.redis.clients import RedisClients, read_clients
-from tasks.redis.closing import CLOSE, Closing, close_clients, count_reconnected, find_refusal, why_kept
+from tasks.redis.closing import Closing, close_clients, count_reconnected, find_refusal, why_kept
 from tasks.redis.sentinels import read_sentinels
 
 LEAST_SECONDS = 10
@@ -134,12 +134,16 @@ def close_idle_redis_clients(
         block = env.redis.at(found.address)
         if refusal := find_refusal(block):
             raise refusal
-        for one in chosen:
-            report.plan("close", described(one))
-        pin_redis(report, block)
+        closing = Change(
+            close_clients.bind(block, found, chosen, seconds),
+            "close",
+            described(chosen[0]),
+            more=[described(one) for one in chosen[1:]],
+            pins=[lambda report: pin_redis(report, block)],
+        )
         effect = Effect(f"closes {counted(len(chosen), 'connection')} to Redis", "not needed, clients connect again")
-        permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen), effect=effect)
-        done = close_clients(permit, block, found, chosen, seconds)
+        with carrying_out(report, closing, effect=effect) as carry:
+            done = carry(closing)
         _report_closed(report, done, len(chosen))
         count = count_reconnected.after(done)
         again = count(block, found.newest_id, done.closed, RECONNECT_SECONDS) if done.closed else 0

@@ -15,7 +15,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.redis.client_list import PAGE_CLIENTS, Client, parse
@@ -75,21 +75,20 @@ def why_kept(client: Client, names: Sequence[str], users: Sequence[str], address
     return ""
 
 
-@action(idempotent=True)
-def close_clients(
-    permit: Permit, block: Redis, found: RedisClients, clients: Sequence[Client], min_seconds: int
-) -> Closing:
+def _acts(found: RedisClients, clients: Sequence[Client]) -> list[Act]:
+    return [Act(CLOSE, f"{one.target} at {found.address}") for one in clients]
+
+
+@action(of=_acts, idempotent=True)
+def close_clients(block: Redis, found: RedisClients, clients: Sequence[Client], min_seconds: int) -> Closing:
     """Close connections by id. The same call compares address and type, on Valkey 9 also the idle time.
 
     An error after the first connection ends it and is part of the result.
 
     Raises:
-        NotConfirmed: a connection is not in the permit.
         OpsError: the server was restarted since (which closed all of them), or refuses.
         Unreachable: the connection to the server broke.
     """
-    for one in clients:
-        permit.require(CLOSE, f"{one.target} at {found.address}")
     done: list[ClosedClient] = []
     try:
         with connected(block) as client:

@@ -19,14 +19,13 @@ from flows.redis import client_findings, clients
 from flows.redis.clients import check_redis_clients, close_idle_redis_clients
 from runbook import kinds
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed, Unreachable
-from runbook.guard.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.redis import client_list, closing
 from tasks.redis import server as servers
 from tasks.redis.client_list import Client, list_clients, parse
 from tasks.redis.clients import read_clients
-from tasks.redis.closing import CLOSE, close_clients, why_kept
+from tasks.redis.closing import close_clients, why_kept
 from tasks.redis.server import call
 from tests.fixtures import forked
 from tests.fixtures.reports import beginning as found
@@ -592,9 +591,8 @@ def test_the_action_asks_for_its_permit(limited: RedisServer) -> None:
     one_client = opened(limited, "one")
     told = read_clients(limited.block())
     (one,) = (one for one in told.clients if one.name == "one")
-    permit = Permit(NAME, (Act(CLOSE, f"{one.id + 1} from {one.address} at {limited.address}"),))
     with pytest.raises(NotConfirmed):
-        close_clients(permit, limited.block(), told, (one,), 0)
+        close_clients.bind(limited.block(), told, (one,), 0)()
     assert "one" in names(limited)
     assert one_client.ping()
 

@@ -135,6 +135,21 @@ def test_a_function_of_several_actions_is_one_line() -> None:
     assert report.acts == (Act("stop", "a"), Act("move", "a"))
 
 
+def test_several_lines_are_carried_out_by_one_call(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    stopping = replace(STOPPING, more=["b", "c"])
+    with running() as report:
+        carry_out(report, [stopping, MOVING], stopping, MOVING)
+    begun = [line for line in caplog.messages if line.startswith("Step ") and "done in" not in line]
+    assert begun == [
+        "Step 1/4: stop: a",
+        "Step 2/4: stop: b",
+        "Step 3/4: stop: c",
+        "Step 4/4: move: a to the hill, about 2 s",
+    ]
+    assert len([line for line in caplog.messages if "done in" in line]) == 4
+
+
 def test_what_a_change_needs_is_judged_for_the_plan_and_again_just_before_it() -> None:
     asked = list[bool]()
 

@@ -11,15 +11,15 @@ from blocks.environment import Environment
 from flows.database.server.sessions import MANUAL_IDLE_SECONDS, MOST_ROWS, judge_blocked, judge_idle, judge_used
 from flows.pinned import pin_database
 from runbook import metrics
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted, duration
-from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
+from tasks.postgres.sessions.closing import close_sessions, why_kept
 from tasks.postgres.sessions.connections import ClientSession, ConnectionLimits, SessionActivity, read_activity
 from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, SIZE, Pool, read_pool
 
@@ -107,17 +107,21 @@ def close_idle_connections(
         if not chosen:
             report.outcome = "nothing to close"
             return report
-        for session in chosen:
-            report.plan("close session", _described(session))
-        pin_database(report, env.postgres)
+        closing = Change(
+            close_sessions.bind(env.postgres, chosen, min_seconds),
+            "close session",
+            _described(chosen[0]),
+            more=[_described(session) for session in chosen[1:]],
+            pins=[lambda report: pin_database(report, env.postgres)],
+        )
         idle = all(session.is_idle for session in chosen)
         effect = Effect(
             f"closes {counted(len(chosen), 'idle session')}",
             "not needed, clients connect again",
             "" if idle else "open transactions are rolled back",
         )
-        permit = report.permit(*(Act(CLOSE, session.target) for session in chosen), effect=effect)
-        done = close_sessions(permit, env.postgres, chosen, min_seconds)
+        with carrying_out(report, closing, effect=effect) as carry:
+            done = carry(closing)
         report.table("Closed", ("session", "result"), [(_described(item.session), item.why) for item in done])
         if stuck := [str(item.session.pid) for item in done if item.is_stuck]:
             hint = "run this again; if they remain, inspect these processes on the server"

@@ -10,7 +10,7 @@ import psycopg
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.postgres.sessions.connections import IN_TRANSACTION, ClientSession
 
@@ -49,22 +49,17 @@ def why_kept(session: ClientSession, applications: Sequence[str], pools: Sequenc
     return ""
 
 
-@action(idempotent=True)
-def close_sessions(
-    permit: Permit, postgres: Postgres, sessions: Sequence[ClientSession], min_seconds: float
-) -> tuple[Closed, ...]:
+@action(of=lambda sessions: [Act(CLOSE, session.target) for session in sessions], idempotent=True)
+def close_sessions(postgres: Postgres, sessions: Sequence[ClientSession], min_seconds: float) -> tuple[Closed, ...]:
     """End sessions. The statement that ends one checks again that it is the same backend, still idle, long enough.
 
     Sessions of other databases belong to other environments and are never ended. A client that starts to work in the
     microseconds between check and signal gets the error of a restart.
 
     Raises:
-        NotConfirmed: a session is not in the permit.
         OpsError: this login lacks the privilege.
         Unreachable: the server stopped answering.
     """
-    for session in sessions:
-        permit.require(CLOSE, session.target)
     try:
         with postgres.connect() as connection:
             done = []

@@ -18,11 +18,10 @@ from flows.database.server import connections
 from flows.database.server.connections import check_connections, check_pool_settings, close_idle_connections
 from runbook import kinds, metrics
 from runbook.errors import NotConfirmed, RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.sessions import closing
-from tasks.postgres.sessions.closing import CLOSE, close_sessions
+from tasks.postgres.sessions.closing import close_sessions
 from tasks.postgres.sessions.connections import ClientSession, read_activity
 from tasks.postgres.sessions.pool import read_pool
 from tests.database.conftest import NAME, Trial
@@ -263,8 +262,7 @@ def test_the_action_itself_ends_no_session_of_another_database(
     forgotten.execute("SELECT 1")
     seen = session(trial, pid(forgotten))
     assert seen
-    permit = Permit(NAME, (Act(CLOSE, seen.target),))
-    (left,) = close_sessions(permit, trial.environment.postgres, [seen], 0)
+    (left,) = close_sessions.work(trial.environment.postgres, [seen], 0)
     assert (left.closed, left.why) == (False, f"kept: in {neighbour}, of another environment")
     forgotten.execute("SELECT 'still there'")
 
@@ -276,15 +274,14 @@ def test_a_session_that_works_again_is_left_alone(trial: Trial, client: Open, qu
     assert now
     assert now.is_idle_in_transaction
     seen = replace(now, state_seconds=7200.0)  # as if it had been so for hours, when it was looked at
-    permit = Permit(NAME, (Act(CLOSE, seen.target),))
     awake.execute("SELECT 1")  # its state changed just now
-    (left,) = close_sessions(permit, trial.environment.postgres, [seen], 3600)
+    (left,) = close_sessions.work(trial.environment.postgres, [seen], 3600)
     assert (left.closed, left.why) == (False, "kept: now idle in transaction")
     awake.commit()
-    (left,) = close_sessions(permit, trial.environment.postgres, [seen], 0)
+    (left,) = close_sessions.work(trial.environment.postgres, [seen], 0)
     assert (left.closed, left.why) == (False, "kept: now idle")
     with pytest.raises(NotConfirmed):
-        close_sessions(Permit(NAME, (Act(CLOSE, f"{seen.pid}"),)), trial.environment.postgres, [seen], 0)
+        close_sessions.bind(trial.environment.postgres, [seen], 0)()
 
 
 def test_a_server_killed_while_sessions_are_closed_is_served_again(
