@@ -144,10 +144,14 @@ class Carrier:
             logger().info("%s", f"{self.report.step_log.name(number, self.report.plan_steps)}: skipped: {why}")
 
     def put_back(self) -> None:
-        """Put back what was stopped, the last first, unless the new state is final."""
+        """Put back what was stopped, the last first, unless the new state is final. A failure here is reported, and
+        does not hide the one that led here."""
         for line in reversed([] if self._is_final else self._begun):
             if isinstance(line, Change) and line.reverse:
-                line.reverse()
+                try:
+                    line.reverse()
+                except OpsError as error:
+                    self.report.fail(f"not put back: {line.step}", error.hint, value=error.message)
 
     def require_complete(self) -> None:
         """Raises Miscarried if a line was forgotten."""

@@ -197,6 +197,17 @@ def test_what_a_failed_run_stopped_is_put_back_until_the_new_state_is_final(is_f
     assert done == ["a stopped", "a → the hill", *again]
 
 
+def test_what_cannot_be_put_back_is_reported_and_hides_nothing() -> None:
+    def fail() -> None:
+        raise OpsError("a does not start", "look into its log")
+
+    stopping, burning = replace(STOPPING, reverse=fail), Change(burn.bind("a"), "burn", "a")
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        carry_out(report, [stopping, burning], stopping, burning)
+    (found,) = report.findings
+    assert (found.name, found.value, found.hint) == ("not put back: stop", "a does not start", "look into its log")
+
+
 def test_pins_are_noted_with_the_plan() -> None:
     moving = replace(MOVING, pins=[lambda report: report.pin_state("house", "a")])
     with running("") as report, pytest.raises(PlanOnly), carrying_out(report, moving, effect=EFFECT):
