@@ -1,5 +1,5 @@
-"""One object for each change of the system: its line of the plan, its permit, its pins, its lines in the log,
-and what is so should the run fail, are all derived from it.
+"""State each change of the system once: its line of the plan, its permit, its pins, its log lines and the state that a
+failed run reports are derived from one object.
 
     unlink = Change(unlink_keys.bind(env.redis, order), "unlink", order.target, pins=[…])
     with carrying_out(report, unlink, effect=…) as carry:  # without a confirm the run ends here, PLANNED
@@ -30,7 +30,7 @@ class Miscarried(AssertionError):
 
 @dataclass(frozen=True)
 class State:
-    """What is so from here on, and what to run next, should the run fail."""
+    """The state of the system from here on, and the next step: a failed run reports both."""
 
     what: str
     hint: str
@@ -53,7 +53,7 @@ class Line(Generic[P, R]):
 
     @property
     def planned(self) -> list[PlannedStep]:
-        """Its lines."""
+        """Return its lines."""
         first = PlannedStep(self.step, self.detail, self.size, self.seconds)
         return [first, *(PlannedStep(self.step, detail) for detail in self.more)]
 
@@ -83,7 +83,7 @@ class Change(Line[P, R]):
 
     @property
     def acts(self) -> tuple[Act, ...]:
-        """What it does, as its actions state it."""
+        """Return what its actions do."""
         actions = [*self.by, *([self.work] if isinstance(self.work, Bound) else [])]
         return tuple(dict.fromkeys(act for one in actions for act in one.acts))
 
@@ -120,7 +120,7 @@ class Carrier:
     report: Report
     lines: Sequence[Line[..., Any]]
     first: int
-    _begun: list[Line[..., Any]] = field(default_factory=list)
+    _started: list[Line[..., Any]] = field(default_factory=list)
     _last: object = None
     _is_final: bool = False
 
@@ -130,7 +130,7 @@ class Carrier:
         Raises:
             Miscarried: it is not the next one of the plan.
         """
-        numbers = self._begin(line)
+        numbers = self._start(line)
         with self.report.step_log.lines(numbers, self.report.plan_steps):
             result = self._change(line, *args, **kwargs) if isinstance(line, Change) else line.work(*args, **kwargs)
         self._last = result
@@ -140,13 +140,13 @@ class Carrier:
         """Leave out a line that turned out to be unnecessary."""
         if not line.is_optional:
             raise Miscarried(f"“{line.step}” is not optional")
-        for number in self._begin(line):
+        for number in self._start(line):
             logger().info("%s", f"{self.report.step_log.name(number, self.report.plan_steps)}: skipped: {why}")
 
     def put_back(self) -> None:
         """Put back what was stopped, the last first, unless the new state is final. A failure here is reported, and
         does not hide the one that led here."""
-        for line in reversed([] if self._is_final else self._begun):
+        for line in reversed([] if self._is_final else self._started):
             if isinstance(line, Change) and line.reverse:
                 try:
                     line.reverse()
@@ -155,17 +155,17 @@ class Carrier:
 
     def require_complete(self) -> None:
         """Raises Miscarried if a line was forgotten."""
-        if forgotten := [one.step for one in self.lines if one not in self._begun and not one.is_optional]:
+        if forgotten := [one.step for one in self.lines if one not in self._started and not one.is_optional]:
             raise Miscarried(f"planned and not carried out: {', '.join(forgotten)}")
 
-    def _begin(self, line: Line[..., Any]) -> range:
-        """The numbers of its lines in the plan."""
-        if line not in self.lines or line in self._begun:
-            raise Miscarried(f"“{line.step}” is {'carried out twice' if line in self._begun else 'not planned'}")
+    def _start(self, line: Line[..., Any]) -> range:
+        """Mark a line as started; returns the numbers of its lines in the plan."""
+        if line not in self.lines or line in self._started:
+            raise Miscarried(f"“{line.step}” is {'carried out twice' if line in self._started else 'not planned'}")
         earlier = self.lines[: self.lines.index(line)]
-        if before := [one.step for one in earlier if one not in self._begun and not one.is_optional]:
+        if before := [one.step for one in earlier if one not in self._started and not one.is_optional]:
             raise Miscarried(f"“{line.step}” comes before {', '.join(before)}")
-        self._begun.append(line)
+        self._started.append(line)
         number = self.first + sum(len(one.planned) for one in earlier)
         return range(number, number + len(line.planned))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 
@@ -47,8 +48,8 @@ SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
 def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
     """The nodes, the primary first. A single one is not queried.
 
-    Where all that answer are in recovery, the one that does not answer is the primary. Where nobody answers, their data
-    directories tell, if they are on this host; otherwise, or if all are in recovery: the order of the configuration.
+    Where all that answer are in recovery, the one that does not answer is the primary. Where nobody answers, the data
+    directories on this host decide. Otherwise, or if all are in recovery: the order of the configuration.
 
     Raises:
         OpsError: two servers take writes. Which of them has the users' data only a person can say: choosing one would
@@ -73,18 +74,25 @@ def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
     return [nodes[index] for index in sorted(range(len(nodes)), key=rank, reverse=True)]
 
 
-def _rank_by_files(node: Postgres, nodes: Sequence[Postgres]) -> int:
-    """2: its data directory is a primary's; 0: a standby's. 1: it is missing, which a removed or a half-replaced
-    primary's is. Unknown, or on another host: 0."""
+def files_of(node: Postgres) -> Literal["primary", "standby", "missing", "unknown"]:
+    """Return what a node's data directory is, if it is on this host and can be read."""
     data = Path(node.data_directory)
     try:
         if not is_here(node.host) or not node.data_directory:
-            return 0
-        if (data / "PG_VERSION").exists():
-            return 0 if (data / "standby.signal").exists() else 2
-    except OSError:  # this user may not look there
-        return 0
-    return int(all(is_here(one.host) for one in nodes))
+            return "unknown"
+        if not (data / "PG_VERSION").exists():
+            return "missing"
+        return "standby" if (data / "standby.signal").exists() else "primary"
+    except OSError:  # this user cannot read it
+        return "unknown"
+
+
+def _rank_by_files(node: Postgres, nodes: Sequence[Postgres]) -> int:
+    """Rank a primary before a missing directory before a standby: a removed or half-replaced primary is missing, but so
+    is a directory of which another host has the data."""
+    files = [files_of(one) for one in nodes]
+    missing = int("unknown" not in files)
+    return {"primary": 2, "missing": missing, "standby": 0, "unknown": 0}[files_of(node)]
 
 
 def _described(node: Postgres, found: NodeState) -> str:

@@ -87,7 +87,7 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
         report.prefer(
             "database in the backup",
             cluster_in(backup).has_database,
-            "restore it, then take another base backup: no recovery from this one brings it back",
+            "restore the database, then take another base backup: this one cannot restore it",
             value=env.postgres.database + " does not exist" * (not cluster_in(backup).has_database),
         )
         judge_archive(report, env, backup)

@@ -22,7 +22,6 @@ from runbook.report import Report
 from runbook.units import counted, duration
 from tasks.backups.catalogue import Backup, find_backup
 from tasks.cluster.catalog import databases_in, has_database
-from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Stop, find_stop_at
 from tasks.failover.member import control_of
 from tasks.host.disk import is_here
@@ -121,20 +120,6 @@ def newest_dump(env: Environment, source: str, stores: Stores = "backups") -> Ba
     return None
 
 
-def others_of(env: Environment, source: str) -> tuple[str, ...]:
-    """The other databases that the newest base backup of an environment has, in the stores of this one. A dump has none
-    of them."""
-    with contextlib.suppress(OpsError, ValueError):
-        return others_in(find_backup.work(store_for(env, "cluster"), "cluster", environment=source), env)
-    return ()
-
-
-def others_in(backup: Backup, env: Environment) -> tuple[str, ...]:
-    """The databases of a base backup next to the application's and the one for maintenance."""
-    own = (env.postgres.database, env.postgres.maintenance_database)
-    return tuple(one for one in cluster_in(backup).databases if one not in own)
-
-
 def read_end(postgres: Postgres, database: str, tables: Mapping[str, int]) -> DatabaseAtEnd:
     """Query a server for the database, and for tables that are empty or missing.
 
@@ -219,7 +204,7 @@ def find_target(
 
 
 def _require_database(env: Environment, origin: PointOrigin, created: int) -> None:
-    """Refuse a base backup that was taken when the database did not exist, unless one was created since."""
+    """Refuse a base backup that was taken while the database did not exist, unless the WAL creates one."""
     if not origin.content.has_database and not created:
         raise VerificationFailed(
             f"neither {origin.backup.name} nor the WAL after it has the database {env.postgres.database}",

@@ -168,9 +168,9 @@ def full_restore(
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
             choose.pin(report, env, chosen, up=found.presence == "up")
-            effect = choose.effect(report, env, chosen, found.presence, gate, found.gone)
+            effect = choose.effect(report, env, chosen, found.presence, gate, found.lost_databases)
             permit = report.permit(*chosen.acts(env), effect=effect)
-        require_confirmed(report, *map(Loss.everything, found.gone))
+        require_confirmed(report, *map(Loss.everything, found.lost_databases))
         report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
@@ -186,8 +186,8 @@ def full_restore(
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance, gate=gate)
-        if found.gone:
-            report.loses(*map(Loss.everything, found.gone))
+        if found.lost_databases:
+            report.loses(*map(Loss.everything, found.lost_databases))
         bring_up.start(report, env, copies, services)
         bring_up.report_results(report, env, chosen, services, gate)
         discard_surplus(report, env)

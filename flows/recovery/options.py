@@ -22,11 +22,11 @@ from flows.recovery.destruction import (
     DatabaseAtEnd,
     find_target,
     newest_dump,
-    others_in,
     read_live_end,
     report_target,
     tables_of,
 )
+from flows.recovery.full.start import other_databases_in
 from flows.recovery.point import choice
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget, find_in_wal, report_prepared
@@ -224,17 +224,17 @@ class RestoreOptions:
         return found, reasons
 
     def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, bool, datetime, bool]:
-        """The wanted one first, then one with other databases that are gone, then the newest. On an idle database a
+        """The wanted one first, then one that restores other lost databases, then the newest. On an idle database a
         dump is younger than the last commit, which the WAL has too: then neither loses anything, and the cluster is
         restored exactly. To take one database out of the cluster takes longer than to restore the dump."""
-        keeps = bool(option.replay) and self._others_are_gone(option.backup)
+        restores = bool(option.replay) and self._restores_others(option.backup)
         newest = min([option.newest, *(one.newest for one in others if self._covers(one, option))])
-        return option.backup.name == self.wanted, keeps, newest, option.kind == PHYSICAL
+        return option.backup.name == self.wanted, restores, newest, option.kind == PHYSICAL
 
-    def _others_are_gone(self, backup: Backup) -> bool:
-        """Whether a base backup has other databases, and the cluster with them is not here any more."""
-        is_gone = not self.in_place or presence(self.env.postgres) == "absent"
-        return is_gone and bool(others_in(backup, self.env))
+    def _restores_others(self, backup: Backup) -> bool:
+        """Return True if a base backup has other databases of a cluster that is lost."""
+        is_lost = not self.in_place or presence(self.env.postgres) == "absent"
+        return is_lost and bool(other_databases_in(self.env, backup))
 
     def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
         """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not

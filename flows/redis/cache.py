@@ -342,8 +342,8 @@ def flush_databases(report: Report, env: Environment, order: ClearingOrder, flus
 
 
 def _flushing(env: Environment, each: Flush, before: int) -> Change[[], int]:
-    """`before`: the keys of the databases that are flushed before it."""
-    others = f"; {before:,} keys of other databases were" if before else ""
+    """Plan the flush of one database. `before`: the planned keys of the databases that are flushed before it."""
+    others = f"; about {before:,} keys of other databases were" if before else ""
     return Change(
         flush_keys.bind(env.redis, each),
         "FLUSHDB ASYNC",

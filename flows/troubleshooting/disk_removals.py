@@ -40,7 +40,7 @@ def find_removals(
 
 
 def path_of(removal: Removal) -> Path:
-    """What it deletes."""
+    """Return the path that it deletes."""
     (act,) = removal.acts
     return Path(act.target)
 

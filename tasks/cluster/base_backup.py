@@ -215,7 +215,7 @@ def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base
 
 
 def read_moment(postgres: Postgres) -> tuple[datetime, int, tuple[str, ...]]:
-    """The server's time, the first transaction ID that has not begun, and the databases without templates."""
+    """Read the server's time, the next transaction ID, and the databases without templates."""
     with postgres.connect() as connection:
         at, next_xid, databases = execute(connection, _MOMENT)[0]
     return at.astimezone(UTC), int(next_xid), tuple(databases)

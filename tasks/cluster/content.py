@@ -41,7 +41,7 @@ class ClusterContent(BaseModel):
 
     @property
     def has_database(self) -> bool:
-        """Whether it has `database`, as far as that was recorded."""
+        """Return True if it has `database`, or its databases were not recorded."""
         return not self.databases or self.database in self.databases
 
     @property

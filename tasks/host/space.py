@@ -155,7 +155,7 @@ def _places(pid: int) -> Iterable[str]:
 
 @action(of=lambda one: Act(REMOVE, str(one.path)), idempotent=True)
 def remove_scratch(one: Scratch, min_seconds: float) -> bool:
-    """Delete it, after another check. Returns whether it is gone now.
+    """Delete it, after another check. Returns True if it no longer exists.
 
     Raises:
         OpsError: it cannot be removed.

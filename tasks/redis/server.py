@@ -159,7 +159,7 @@ def holders(block: Redis, directory: Path) -> list[int]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if any(word in process.name() for word in ("redis", "valkey", program)):
-                where = Path(f"/proc/{process.pid}/cwd").readlink()  # psutil does not tell that it was deleted
+                where = Path(f"/proc/{process.pid}/cwd").readlink()  # psutil hides that it was deleted
                 if where.is_relative_to(directory):
                     found.append(process.pid)
     return found

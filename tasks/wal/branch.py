@@ -22,7 +22,6 @@ from blocks.postgres import nodes
 from runbook.errors import CommandFailed, OpsError, TimelineUnknown, VerificationFailed
 from runbook.files import inside
 from runbook.kinds import action
-from tasks.host.disk import is_here
 from tasks.wal.archive.archive import Archive, ArchiveListing, BranchMark, timeline_in
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of
@@ -233,10 +232,9 @@ def _of_primaries(env: Environment, system: int) -> set[int]:
     """The timelines of the data directories on this host that are no standby's."""
     found = set()
     for node in env.nodes():
-        data = Path(node.data_directory)
-        if is_here(node.host) and (data / "PG_VERSION").is_file() and not (data / "standby.signal").exists():
+        if nodes.files_of(node) == "primary":
             with contextlib.suppress(OpsError):  # not readable for this user
-                found.add(timeline_of(data, system))
+                found.add(timeline_of(Path(node.data_directory), system))
     return found - {0}
 
 

@@ -137,13 +137,13 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
 
 
 def effect(
-    report: Report, env: Environment, chosen: Chosen, presence: Presence, gate: DatabaseGate, gone: Sequence[str] = ()
+    report: Report, env: Environment, chosen: Chosen, presence: Presence, gate: DatabaseGate, lost: Sequence[str] = ()
 ) -> Effect:
-    """The headline of a plan that restores the dump. `presence`: the database server's; `gone`: the databases that were
-    lost with its data directory."""
+    """The headline of a plan that restores the dump. `presence`: the database server's; `lost`: the other databases
+    that were lost with its data directory."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if presence == "up" else "")
-    losses = (gate.plan(), *map(Loss.everything, gone), *losses_of_others(chosen))
+    losses = (gate.plan(), *map(Loss.everything, lost), *losses_of_others(chosen))
     return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), losses, down)
 
 

@@ -12,10 +12,10 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import free_commits, judge_commits
-from flows.recovery.destruction import others_of
 from flows.recovery.full.start import (
     FILES,
     create_and_start,
+    judge_lost_databases,
     move_away,
     other_databases,
     start_server,
@@ -65,8 +65,8 @@ class FoundServer:
     others: tuple[str, ...] | None = None
 
     @property
-    def gone(self) -> tuple[str, ...]:
-        """The other databases that were lost with its data directory, and that a dump does not bring back."""
+    def lost_databases(self) -> tuple[str, ...]:
+        """The other databases that were lost with its data directory, and that a dump does not restore."""
         return (self.others or ()) if self.presence == "absent" else ()
 
 
@@ -135,18 +135,8 @@ def _judge_stopped(
 
     if stopped := _judge_offline(report, env, backup, offer, absent=absent):
         _judge_damage(report, env, stopped, others)
-    return _lost_with_the_cluster(report, env) if absent else others
-
-
-def _lost_with_the_cluster(report: Report, env: Environment) -> tuple[str, ...]:
-    others = others_of(env, env.name)
-    if others:
-        report.warn(
-            "other databases of the cluster",
-            "restore the whole cluster (method=cluster), which brings them back",
-            value=f"{', '.join(others)}: this dump does not have them, and the data directory is missing",
-        )
-    return others
+    hint = "use method=cluster: it restores all databases"
+    return judge_lost_databases(report, env, env.name, hint) if absent else others
 
 
 def _judge_damage(report: Report, env: Environment, stopped: StoppedServer, others: tuple[str, ...] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -11,11 +12,13 @@ from blocks.postgres.refusals import Starting
 from blocks.postgres.server import Postgres
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import reattaching
+from flows.store import store_for
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.wait import until
-from tasks.backups.catalogue import Backup
+from tasks.backups.catalogue import Backup, find_backup
+from tasks.cluster.content import cluster_in
 from tasks.host.services import start_services, stop_services
 from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.restore.superseded import KEPT
@@ -34,9 +37,42 @@ FILES = "files of the database server"
 def other_databases(env: Environment, server: Server, on: Postgres) -> tuple[str, ...]:
     """The databases of the server `on` that are neither the environment's nor a replaced copy. The maintenance database
     and `postgres` count if they have tables, or cannot be read."""
-    spare = {env.postgres.maintenance_database, "postgres"}
-    names = [name for name in server.databases if name != env.postgres.database and not KEPT.search(name)]
-    return tuple(sorted(name for name in names if name not in spare or _may_have_tables(on, name)))
+    names = _foreign(env, server.databases)
+    return tuple(sorted(name for name in names if name not in _spare(env) or _may_have_tables(on, name)))
+
+
+def other_databases_in(env: Environment, backup: Backup) -> tuple[str, ...]:
+    """Return the databases of a base backup that are neither the environment's nor a replaced copy, nor the maintenance
+    database or `postgres`: nobody can ask whether these have tables."""
+    return tuple(name for name in _foreign(env, cluster_in(backup).databases) if name not in _spare(env))
+
+
+def judge_lost_databases(report: Report, env: Environment, source: str, hint: str) -> tuple[str, ...]:
+    """Warn about the other databases of a lost cluster, which no dump restores, by the newest base backup of `source`.
+    Returns their names.
+
+    Raises:
+        Unreachable: the store does not answer.
+    """
+    try:
+        backup = find_backup.work(store_for(env, "cluster"), "cluster", environment=source)
+    except Unreachable:
+        raise
+    except (OpsError, ValueError):  # there is none
+        return ()
+    names = other_databases_in(env, backup)
+    if names:
+        value = f"{', '.join(names)}: in the lost cluster, and not in this dump"
+        report.warn("other databases of the cluster", hint, value=value)
+    return names
+
+
+def _foreign(env: Environment, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name != env.postgres.database and not KEPT.search(name)]
+
+
+def _spare(env: Environment) -> set[str]:
+    return {env.postgres.maintenance_database, "postgres"}
 
 
 def _may_have_tables(postgres: Postgres, database: str) -> bool:

@@ -22,8 +22,8 @@ from flows.database import restore_steps as database
 from flows.launch import add_confirmation, launch
 from flows.loss import again_with, require_confirmed
 from flows.pinned import pin_database
-from flows.recovery.destruction import others_of
 from flows.recovery.full import choose
+from flows.recovery.full.start import judge_lost_databases
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.point.server_state import judge_slots
@@ -129,7 +129,7 @@ def region_failover(
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
-            (loss, *_losses_of_others(env, source, option, chosen)),
+            (loss, *_judge_others(report, env, source, option, chosen)),
             seconds_from(report.plan_steps, ""),
         )
         permit = report.permit(*_acts(env, chosen), effect=effect)
@@ -148,10 +148,13 @@ def region_failover(
     return report
 
 
-def _losses_of_others(env: Environment, source: str, option: RestoreOption, chosen: choose.Chosen) -> tuple[Loss, ...]:
-    """Of Redis and the files; and of the old cluster's other databases, which no dump has."""
-    gone = () if option.replay else others_of(env, source)
-    return (*map(Loss.everything, gone), *choose.losses_of_others(chosen))
+def _judge_others(
+    report: Report, env: Environment, source: str, option: RestoreOption, chosen: choose.Chosen
+) -> tuple[Loss, ...]:
+    """Return the losses of Redis and the files, and of the old cluster's other databases, which no dump restores."""
+    hint = "name a base backup (backup=base_…): it restores all databases"
+    lost = () if option.replay else judge_lost_databases(report, env, source, hint)
+    return (*map(Loss.everything, lost), *choose.losses_of_others(chosen))
 
 
 def _acts(env: Environment, chosen: choose.Chosen) -> tuple[Act, ...]:
@@ -226,7 +229,7 @@ def _restore(
         again = again_with(option.backup.name)
         require_confirmed(report, gate.measure(fence.old, option, env.postgres.database), hint=again)
         chosen = parts.choose(report, env, option)
-        require_confirmed(report, *_losses_of_others(env, options.source, option, chosen), hint=again)
+        require_confirmed(report, *_judge_others(report, env, options.source, option, chosen), hint=again)
     options.used = options.used or option
     with ready, phases.of("bring up"):
         fencing = fence.judge(report, "before the data is made live")

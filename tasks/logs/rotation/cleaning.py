@@ -70,7 +70,7 @@ def _name(process: Path) -> str:
 
 @action(of=lambda file: Act(REMOVE, str(file.path)), idempotent=True)
 def remove_log(file: LogFile, before: datetime) -> bool:
-    """Delete a rotated file after another check: the same file, still old, not open. Returns whether it is gone now."""
+    """Delete a rotated file after another check: the same file, still old, not open. Returns True if it is deleted."""
     try:
         stat = file.path.stat()
         same = stat.st_ino == file.inode and stat.st_mtime < before.timestamp()

@@ -64,8 +64,8 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
 
 
 def judge_stop(block: Redis, services: Services) -> Iterator[Precondition]:
-    """Whether the service's stop ends every server that works in the live directory: one started by hand goes on."""
-    if not services.is_here or "redis" not in services.names:  # that one is missing is told elsewhere
+    """Judge whether the service's stop ends every server that works in the live directory: not one started by hand."""
+    if not services.is_here or "redis" not in services.names:  # `judge_roles` reports a missing one
         return
     others, state = holders(block, live_directory(block)), services.state("redis")
     if state.comes_back and not state.pid:

@@ -267,7 +267,7 @@ def test_the_second_of_two_databases_changes(server: RedisServer, monkeypatch: p
     monkeypatch.setattr(kinds, "failpoint", lambda point: next(steps)() if point == "before flush_keys" else None)
     told = failed(flush=True, databases=(0, 1), plan=plan).sentence()
     assert "50 keys were planned, now there are 100" in told
-    assert f"db 1 of {server.address} (50 keys) was not flushed; 50 keys of other databases were" in told
+    assert f"db 1 of {server.address} (50 keys) was not flushed; about 50 keys of other databases were" in told
     assert (server.client(0).dbsize(), server.client(1).dbsize()) == (0, 100)
 
 
