@@ -39,7 +39,7 @@ class State:
 @dataclass(frozen=True, eq=False)
 class Line(Generic[P, R]):
     """One line of a plan, and the work that carries it out. `size` in bytes, `seconds`: estimates, 0 where there is
-    none. `more`: the details of further such lines, which the same call carries out. `is_optional`: it may turn out to
+    none. `more`: further lines, which the same call carries out. `is_optional`: it may turn out to
     be unnecessary, and is skipped then."""
 
     work: Callable[P, R]
@@ -48,14 +48,13 @@ class Line(Generic[P, R]):
     _: KW_ONLY
     size: int = 0
     seconds: float = 0.0
-    more: Sequence[str] = ()
+    more: Sequence[PlannedStep] = ()
     is_optional: bool = False
 
     @property
     def planned(self) -> list[PlannedStep]:
         """Return its lines."""
-        first = PlannedStep(self.step, self.detail, self.size, self.seconds)
-        return [first, *(PlannedStep(self.step, detail) for detail in self.more)]
+        return [PlannedStep(self.step, self.detail, self.size, self.seconds), *self.more]
 
 
 class Check(Line[P, R]):
@@ -185,12 +184,12 @@ class Carrier:
         return result
 
     def _require(self, change: Change[..., Any]) -> None:
-        """Judge again what it needs. What was found before is not repeated."""
-        known = len(self.report.findings)
+        """Judge again what it needs. What is found now takes the place of what the plan found under the same name."""
+        before = len(self.report.findings)
         for need in change.needs:
             need(self.report)
-        found = self.report.findings[known:]
-        self.report.findings[known:] = [one for one in found if one not in self.report.findings[:known]]
+        now = {one.name: one for one in self.report.findings[before:]}
+        self.report.findings[:] = [now.pop(one.name, one) for one in self.report.findings[:before]] + list(now.values())
         self.report.fail_if_critical()
 
     def _state_is(self, state: State | None) -> None:

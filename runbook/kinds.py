@@ -144,11 +144,18 @@ class Bound(Generic[P, R]):
         self.name = step.name
 
     def __call__(self, *late: P.args, **named: P.kwargs) -> R:
+        return self._permitted()(*self._args, *late, **named)
+
+    def submit(self, *late: P.args, **named: P.kwargs) -> Pending[R]:
+        """Start it beside the caller."""
+        return self._permitted().submit(*self._args, *late, **named)
+
+    def _permitted(self) -> Step[..., R]:
         if not (now := carried.get()):
             raise NotConfirmed(f"“{self.name}” is not carried out by a plan", "plan it: `runbook.change`")
         for act in self.acts:
             now.permit.require(act.kind, act.target)
-        return self._step.after(now.after)(*self._args, *late, **named)
+        return self._step.after(now.after)
 
 
 class Action(Generic[P, R]):

@@ -27,6 +27,7 @@ from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -138,7 +139,7 @@ def close_idle_redis_clients(
             close_clients.bind(block, found, chosen, seconds),
             "close",
             described(chosen[0]),
-            more=[described(one) for one in chosen[1:]],
+            more=[PlannedStep("close", described(one)) for one in chosen[1:]],
             pins=[lambda report: pin_redis(report, block)],
         )
         effect = Effect(f"closes {counted(len(chosen), 'connection')} to Redis", "not needed, clients connect again")

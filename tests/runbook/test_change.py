@@ -14,7 +14,7 @@ from runbook.change import Change, Check, Line, Miscarried, State, carrying_out
 from runbook.current import use_report
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, PlanOnly
+from runbook.guard.permit import Act, PlannedStep, PlanOnly
 from runbook.kinds import action
 from runbook.report import Report
 
@@ -137,7 +137,7 @@ def test_a_function_of_several_actions_is_one_line() -> None:
 
 def test_several_lines_are_carried_out_by_one_call(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ops")
-    stopping = replace(STOPPING, more=["b", "c"])
+    stopping = replace(STOPPING, more=[PlannedStep("stop", "b"), PlannedStep("stop", "c")])
     with running() as report:
         carry_out(report, [stopping, MOVING], stopping, MOVING)
     begun = [line for line in caplog.messages if line.startswith("Step ") and "done in" not in line]
@@ -162,6 +162,14 @@ def test_what_a_change_needs_is_judged_for_the_plan_and_again_just_before_it() -
         carry_out(report, [STOPPING, moving], STOPPING, moving)
     assert asked == [False, True]
     assert done == ["a stopped"]
+
+
+def test_what_is_found_again_takes_the_place_of_what_the_plan_found() -> None:
+    rooms = iter([3, 2])
+    moving = replace(MOVING, needs=[lambda report: report.require("rooms", True, "build", value=str(next(rooms)))])
+    with running() as report:
+        carry_out(report, [STOPPING, moving], STOPPING, moving)
+    assert [(one.name, one.value) for one in report.findings] == [("rooms", "2")]
 
 
 def test_the_state_is_told_by_what_was_begun_and_done() -> None:

@@ -15,6 +15,7 @@ from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -111,7 +112,7 @@ def close_idle_connections(
             close_sessions.bind(env.postgres, chosen, min_seconds),
             "close session",
             _described(chosen[0]),
-            more=[_described(session) for session in chosen[1:]],
+            more=[PlannedStep("close session", _described(session)) for session in chosen[1:]],
             pins=[lambda report: pin_database(report, env.postgres)],
         )
         idle = all(session.is_idle for session in chosen)

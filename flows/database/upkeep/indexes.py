@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -11,10 +11,11 @@ from blocks.environment import Environment
 from flows.database.server.holders import judge_holders, of_database
 from flows.database.upkeep.vacuum import judge_space, require_primary
 from flows.pinned import pin_database
+from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -24,7 +25,7 @@ from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
 from tasks.postgres.upkeep.indexes import Index, IndexStatistics, find_duplicates, read_indexes, read_statistics
-from tasks.postgres.upkeep.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_in_turn
+from tasks.postgres.upkeep.reindex import Rebuilt, drop_leftover, rebuild_in_turn
 from tasks.postgres.upkeep.session import LOCK_SECONDS, MOST_SHOWN, read_space, resolve
 
 LONG_SECONDS = 60
@@ -110,30 +111,38 @@ def rebuild_indexes(
         if not chosen and not leftovers:
             report.outcome = "nothing to do"
             return report
-        _judge_start(report, env, chosen, lanes, long_seconds)
-        _plan(report, leftovers, chosen)
-        pin_database(report, env.postgres)
-        acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
         leftover = f", drops {counted(len(leftovers), 'leftover')}" if leftovers else ""
         effect = Effect(f"rebuilds {counted(len(chosen), 'index', 'indexes')} alongside{leftover}", "not needed")
-        permit = report.permit(*acts, effect=effect)
-        for index in leftovers:
-            reason = drop_leftover(permit, env.postgres, index, lock_seconds)
-            hint = "run this again when that session has ended"
-            report.prefer(f"leftover {index.name}", not reason, hint, value=reason or "dropped")
-        report.state_is(
-            "every valid index is still valid; an interrupted rebuild may have left an invalid one next to it",
-            "run this again: it drops the leftovers and rebuilds the rest",
-        )
-        done = _rebuild(permit, env, chosen, lock_seconds, lanes)
-        report.state = None
+        needs = [lambda report: _judge_start(report, env, chosen, lanes, long_seconds)]
+        drops = [
+            Change(
+                drop_leftover.bind(env.postgres, index, lock_seconds),
+                "drop leftover",
+                f"{index.name} of {index.table}, concurrently",
+                size=index.bytes,
+                needs=needs,
+            )
+            for index in leftovers
+        ]
+        rebuilds = [_rebuilding(env, chosen, lanes, lock_seconds, needs)] if chosen else []
+        pins = [lambda report: pin_database(report, env.postgres)]
+        with carrying_out(report, *drops, *rebuilds, effect=effect, pins=pins) as carry:
+            for index, drop in zip(leftovers, drops, strict=True):
+                reason = carry(drop)
+                hint = "run this again when that session has ended"
+                report.prefer(f"leftover {index.name}", not reason, hint, value=reason or "dropped")
+            done = [one for rebuild in rebuilds for one in carry(rebuild)]
         _report_results(report, done, len(leftovers))
     return report
 
 
-def _rebuild(
-    permit: Permit, env: Environment, chosen: tuple[Index, ...], lock_seconds: int, lanes: int
-) -> list[Rebuilt]:
+def _rebuilding(
+    env: Environment,
+    chosen: tuple[Index, ...],
+    lanes: int,
+    lock_seconds: int,
+    needs: Sequence[Callable[[Report], object]],
+) -> Change[[], list[Rebuilt]]:
     """Several tables at a time, the largest first; a table's indexes one by one, because their locks conflict."""
     tables: dict[str, list[Index]] = {}
     for index in chosen:
@@ -141,9 +150,35 @@ def _rebuild(
     queues: list[list[Index]] = [[] for _ in range(min(lanes, len(tables)))]
     for indexes in sorted(tables.values(), key=lambda some: -sum(index.bytes for index in some)):
         min(queues, key=lambda queue: sum(index.bytes for index in queue)).extend(indexes)
-    pending = [rebuild_in_turn.submit(permit, env.postgres, queue, lock_seconds) for queue in queues]
-    done = {one.name: one for lane in pending for one in lane.result()}
-    return [done[index.name] for index in chosen]
+    rebuilds = [rebuild_in_turn.bind(env.postgres, queue, lock_seconds) for queue in queues]
+
+    def rebuild() -> list[Rebuilt]:
+        pending = [one.submit() for one in rebuilds]
+        done = {one.name: one for lane in pending for one in lane.result()}
+        return [done[index.name] for index in chosen]
+
+    first, *others = map(_planned, chosen)
+    return Change(
+        rebuild,
+        first.step,
+        first.detail,
+        size=first.bytes,
+        seconds=first.seconds,
+        more=others,
+        by=rebuilds,
+        needs=needs,
+        begun=State(
+            "every valid index is still valid; an interrupted rebuild may have left an invalid one next to it",
+            "run this again: it drops the leftovers and rebuilds the rest",
+        ),
+        done=State("each index is rebuilt, or the report says why not", "run this again for the others"),
+    )
+
+
+def _planned(index: Index) -> PlannedStep:
+    state = "" if index.valid else ", which is invalid"
+    seconds = max(0.1, index.bytes / BUILD_BYTES_PER_SECOND)
+    return PlannedStep("rebuild", f"{index.name} of {index.table}{state}", index.bytes, seconds)
 
 
 def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, everything: bool) -> tuple[Index, ...]:
@@ -193,15 +228,6 @@ def _needed_bytes(chosen: tuple[Index, ...], lanes: int) -> dict[str, int]:
         tables = biggest.setdefault(index.tablespace, {})
         tables[index.table] = max(tables.get(index.table, 0), index.bytes)
     return {space: SPACE_RATIO * sum(sorted(tables.values())[-lanes:]) for space, tables in biggest.items()}
-
-
-def _plan(report: Report, leftovers: list[Index], chosen: tuple[Index, ...]) -> None:
-    for index in leftovers:
-        report.plan("drop leftover", f"{index.name} of {index.table}, concurrently", size=index.bytes)
-    for index in chosen:
-        seconds = max(0.1, index.bytes / BUILD_BYTES_PER_SECOND)
-        state = "" if index.valid else ", which is invalid"
-        report.plan("rebuild", f"{index.name} of {index.table}{state}", size=index.bytes, seconds=seconds)
 
 
 def _report_results(report: Report, done: list[Rebuilt], leftovers: int) -> None:

@@ -11,10 +11,10 @@ from flows.database.server.holders import LONG_SECONDS, judge_holders, of_databa
 from flows.database.server.settings import judge_setting
 from flows.pinned import pin_database
 from flows.setting_overrides import find_overrides
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import WithoutConfirm, runbook
@@ -28,13 +28,12 @@ from tasks.postgres.sessions.holders import XminHolder, find_holders
 from tasks.postgres.upkeep.autovacuum import Autovacuum, TableActivity, read_autovacuum
 from tasks.postgres.upkeep.session import MOST_SHOWN, read_space, resolve
 from tasks.postgres.upkeep.vacuum import (
-    REWRITE,
     WRAPAROUND_XIDS,
     Mode,
     Vacuumed,
     VacuumTable,
     read_tables,
-    rewrite_tables,
+    rewrite_table,
     vacuum_tables,
 )
 
@@ -90,14 +89,7 @@ def vacuum_database(
             otherwise = Status.CRITICAL if mode == "full" else Status.WARN
             judge_holders(report, _relevant(holders, mode), what="holds dead rows back", otherwise=otherwise)
         if mode == "full":
-            _judge_space(report, env, before)
-            report.fail_if_critical()
-            _plan(report, before)
-            pin_database(report, env.postgres)
-            names = first_of([table.name for table in before])
-            effect = Effect(f"rewrites {names}", "not needed", down="no reads or writes of a table meanwhile")
-            permit = report.permit(*(Act(REWRITE, table.name) for table in before), effect=effect)
-            done = rewrite_tables(permit, env.postgres, before)
+            done = _rewrite(report, env, before)
         else:
             done = vacuum_tables(env.postgres, before, mode, workers, whole=not tables)
         after = read_tables.after(done)(env.postgres)
@@ -169,14 +161,28 @@ def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -
     )
 
 
-def _plan(report: Report, tables: tuple[VacuumTable, ...]) -> None:
-    for table in tables:
-        report.plan(
+def _rewrite(report: Report, env: Environment, tables: tuple[VacuumTable, ...]) -> tuple[Vacuumed, ...]:
+    """VACUUM FULL, one table after the other."""
+    rewrites = [
+        Change(
+            rewrite_table.bind(env.postgres, table),
             "rewrite table",
             f"{table.name}: blocks all reads and writes meanwhile ({table.dead_ratio:.0%} of its rows are dead)",
             size=table.total_bytes,
             seconds=max(0.1, table.total_bytes / REWRITE_BYTES_PER_SECOND),
+            needs=[lambda report: _judge_space(report, env, tables)],
         )
+        for table in tables
+    ]
+    effect = Effect(
+        f"rewrites {first_of([table.name for table in tables])}",
+        "not needed",
+        down="no reads or writes of a table meanwhile",
+    )
+    with carrying_out(
+        report, *rewrites, effect=effect, pins=[lambda report: pin_database(report, env.postgres)]
+    ) as carry:
+        return tuple(carry(rewrite) for rewrite in rewrites)
 
 
 def _report_results(

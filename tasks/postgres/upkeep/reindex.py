@@ -16,7 +16,7 @@ from psycopg import errors, sql
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.progress import WorkDone, progress
 from runbook.wait import until
@@ -41,32 +41,25 @@ class Rebuilt:
     hint: str = ""
 
 
-@action(idempotent=True)
-def drop_leftover(permit: Permit, postgres: Postgres, index: Index, lock_seconds: float) -> str:
+@action(of=lambda index: Act(DROP_LEFTOVER, index.name), idempotent=True)
+def drop_leftover(postgres: Postgres, index: Index, lock_seconds: float) -> str:
     """Drop an invalid index concurrently. Returns the reason if it was kept, otherwise empty text.
 
     Raises:
-        NotConfirmed: it is not in the permit.
         Unreachable, OpsError.
     """
-    permit.require(DROP_LEFTOVER, index.name)
     return _drop(postgres, index, lock_seconds)
 
 
-@action
-def rebuild_in_turn(
-    permit: Permit, postgres: Postgres, indexes: Sequence[Index], lock_seconds: float
-) -> tuple[Rebuilt, ...]:
+@action(of=lambda indexes: [Act(REBUILD, index.name) for index in indexes])
+def rebuild_in_turn(postgres: Postgres, indexes: Sequence[Index], lock_seconds: float) -> tuple[Rebuilt, ...]:
     """Rebuild indexes one after the other without blocking reads or writes. A lock timeout is retried, leftovers are
     dropped.
 
     Raises:
-        NotConfirmed: one is not in the permit.
         Unreachable: the server stopped; the next run drops the leftover.
         OpsError: somebody cancelled it.
     """
-    for index in indexes:
-        permit.require(REBUILD, index.name)
     with progress(lambda: read_progress(postgres)):
         return tuple(_one(postgres, index, lock_seconds) for index in indexes)
 

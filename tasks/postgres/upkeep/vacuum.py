@@ -16,7 +16,7 @@ from psycopg import errors, sql
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.progress import WorkDone, progress
 from tasks.postgres.upkeep.session import as_ops_error, done_of, upkeep_session
@@ -134,20 +134,18 @@ def vacuum_tables(
         OpsError: somebody cancelled it.
     """
     if mode == "full":
-        raise OpsError("VACUUM FULL needs a permit", "call rewrite_tables")
+        raise OpsError("VACUUM FULL needs a permit", "call rewrite_table")
     return _run(postgres, tables, mode, jobs, whole=whole)
 
 
-@action
-def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[VacuumTable]) -> tuple[Vacuumed, ...]:
-    """VACUUM FULL, one table after the other: it blocks reads and writes of the table while it rewrites it.
+@action(of=lambda table: Act(REWRITE, table.name))
+def rewrite_table(postgres: Postgres, table: VacuumTable) -> Vacuumed:
+    """VACUUM FULL: it blocks reads and writes of the table while it rewrites it.
 
     Raises:
-        NotConfirmed, Unreachable, OpsError.
+        Unreachable, OpsError.
     """
-    for table in tables:
-        permit.require(REWRITE, table.name)
-    return _run(postgres, tables, "full", 1)
+    return _run(postgres, [table], "full", 1)[0]
 
 
 def _run(

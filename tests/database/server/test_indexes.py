@@ -14,14 +14,13 @@ import pytest
 
 from flows.database.upkeep import indexes
 from flows.database.upkeep.indexes import check_indexes, rebuild_indexes
-from runbook.errors import NotConfirmed, RunbookFailed, Unreachable
-from runbook.guard.permit import Act, Permit
+from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Evidence, Report, Status
 from runbook.units import size
 from runbook.wait import until
 from tasks.postgres.upkeep import reindex, session
 from tasks.postgres.upkeep.indexes import read_indexes
-from tasks.postgres.upkeep.reindex import DROP_LEFTOVER, drop_leftover
+from tasks.postgres.upkeep.reindex import drop_leftover
 from tests.database.conftest import NAME, Trial
 from tests.fixtures.reports import finding as found
 
@@ -203,12 +202,9 @@ def test_a_build_that_began_after_the_look_is_not_dropped(trial: Trial) -> None:
     leave_invalid(trial, "REINDEX INDEX CONCURRENTLY people_name")
     postgres = trial.environment.postgres
     (left,) = [index for index in read_indexes(postgres) if index.is_leftover]
-    permit = Permit(NAME, (Act(DROP_LEFTOVER, left.name),))
     with build(trial, "REINDEX INDEX CONCURRENTLY people_name_ccnew"):
-        assert drop_leftover(permit, postgres, left, 1) == "another session builds an index of its table"
-    assert drop_leftover(permit, postgres, left, 1) == "it was dropped, or is valid now"
-    with pytest.raises(NotConfirmed):
-        drop_leftover(Permit(NAME, ()), postgres, left, 1)
+        assert drop_leftover.work(postgres, left, 1) == "another session builds an index of its table"
+    assert drop_leftover.work(postgres, left, 1) == "it was dropped, or is valid now"
 
 
 def test_an_open_transaction_is_named_before_anything_begins(trial: Trial) -> None:
