@@ -34,6 +34,7 @@ from runbook.errors import OpsError  # noqa: E402
 
 pytest_plugins = (
     "tests.fixtures.servers",
+    "tests.plugins.own_segments",
     "tests.plugins.shared",
     "tests.fixtures.prefect_client",
     "tests.plugins.tidy",

@@ -12,6 +12,7 @@ from socket import gethostname
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.launch import add_confirmation, launch
+from runbook.change import Change, Check, Line, State, carrying_out
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
@@ -19,16 +20,16 @@ from runbook.flow import flow
 from runbook.guard import containment
 from runbook.guard.containment import Contained, Restriction
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
+from runbook.kinds import action
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted
 from tasks.postgres.replication import write_block
-from tasks.postgres.replication.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, keep_wal
+from tasks.postgres.replication.incident_slot import LET_GO, SLOT, drop_slot, keep_wal
 from tasks.postgres.replication.replay import (
-    PAUSE,
     RESUME,
     RUNNING,
     Replaying,
@@ -38,10 +39,9 @@ from tasks.postgres.replication.replay import (
 )
 from tasks.postgres.replication.status import parse_sync_names, read_replication
 from tasks.postgres.replication.synchronous import address
-from tasks.postgres.replication.write_block import BLOCK, LET_IN, Writers, find_writers, let_in, try_to_write
+from tasks.postgres.replication.write_block import LET_IN, Writers, find_writers, let_in, try_to_write
 
 REPLAY, ROLE, KEPT_WAL = "replay", "role", "WAL"
-APPLY = {REPLAY: PAUSE, ROLE: BLOCK, KEPT_WAL: KEEP_WAL}
 UNDO = {REPLAY: RESUME, ROLE: LET_IN, KEPT_WAL: LET_GO}
 FREEZE, THAW = "freeze maintenance of", "let maintenance go on in"
 AGAIN = (Next("contain-incident", "contain it again"),)
@@ -86,19 +86,29 @@ def contain_incident(
             raise OpsError("reason or by is empty", "fill in both: refused runs show who contained it, and why")
         scope = read_scope(report, env, block_writes=block_writes)
         known = containment.read(env.name, env.reports_directory)
-        report.pin_state("contained", known.id if known else "no")
+        freezing = Change(
+            freeze_maintenance.bind(env, known, scope),
+            "freeze maintenance",
+            "runs that delete or change are refused; backups and recoveries continue",
+            done=State(
+                "maintenance is frozen; other restrictions may be missing", "run it again, or release-containment"
+            ),
+        )
+        restricting = [_restricting(scope, one) for one in scope.restrictions]
+        report_unrestricted(report, scope)
         writes = ", writes are blocked" if scope.writers else ""
         effect = Effect(
             f"maintenance is frozen, replay on standbys pauses{writes}",
             "release-containment",
             down="the application cannot write" if scope.writers else 0.0,
         )
-        permit = report.permit(*plan_containment(report, env, scope), effect=effect)
-        contained = record_containment(env, known, scope, reason.strip(), by.strip())
-        report.state_is(
-            "maintenance is frozen; other restrictions may be missing", "run it again, or release-containment"
-        )
-        restrict(report, permit, scope)
+        pins = [lambda report: report.pin_state("contained", known.id if known else "no")]
+        with carrying_out(report, freezing, *restricting, effect=effect, pins=pins) as carry:
+            contained = carry(freezing, reason.strip(), by.strip())
+            for one, change in zip(scope.restrictions, restricting, strict=True):
+                _report_restricted(report, one, carry(change))
+        if scope.writers and scope.primary:
+            _try_to_write(report, scope.primary)
         rows = [(one.kind, one.target, one.before or "nothing") for one in contained.held]
         report.table("Restrictions", ("what", "where", "before"), [("maintenance", "all of it", "allowed"), *rows])
         blocked = ", writes are blocked" if scope.writers else ""
@@ -131,12 +141,8 @@ def release_containment(environment: str, plan: str = "", confirm: str = "") -> 
         if found is None:
             report.outcome = "it is not contained: there is nothing to release"
             return report
-        report.pin_state("contained", found.id)
-        effect = Effect(
-            f"removes {counted(len(found.held), 'restriction')}, allows maintenance again", "contain-incident"
-        )
-        permit = report.permit(*plan_release(report, found), effect=effect)
-        release(report, permit, env, found)
+        report.fact("contained", found.text)
+        release(report, env, found)
     return report
 
 
@@ -218,25 +224,27 @@ def _is_waited_for(report: Report, primary: Postgres | None, standby: Replaying)
     return waits
 
 
-def plan_containment(report: Report, env: Environment, scope: Scope) -> list[Act]:
-    """Every step; returns the acts for the permit."""
-    report.plan("freeze maintenance", "runs that delete or change are refused; backups and recoveries continue")
-    at = {one.address: one.at for one in scope.standbys}
-    sessions = {one.role: one.sessions for one in scope.writers.roles} if scope.writers else {}
-    for one in scope.restrictions:
-        if one.kind == REPLAY:
-            report.plan("pause replay", f"{one.target}, at LSN {at[one.target]} now", seconds=1, by=[pause_replay])
-        elif one.kind == KEPT_WAL:
-            report.plan("keep WAL", f"slot {SLOT} on {one.target}: its WAL is not archived", by=[keep_wal])
-        else:
-            blocked = f"of role {one.target}; {sessions[one.target]} sessions end"
-            report.plan("block writes", blocked, seconds=1, by=[write_block.block_writes])
+def _restricting(scope: Scope, one: Restriction) -> Change[[], str | int]:
+    if one.kind == REPLAY:
+        standby = next(standby for standby in scope.standbys if standby.address == one.target)
+        pausing = pause_replay.bind(standby.postgres)
+        return Change(pausing, "pause replay", f"{one.target}, at LSN {standby.at} now", seconds=1)
+    assert scope.primary
+    if one.kind == KEPT_WAL:
+        detail = f"slot {SLOT} on {one.target}: its WAL is not archived"
+        return Change(keep_wal.bind(scope.primary), "keep WAL", detail)
+    sessions = next(role.sessions for role in scope.writers.roles if role.role == one.target) if scope.writers else 0
+    blocked = f"of role {one.target}; {sessions} sessions end"
+    return Change(write_block.block_writes.bind(scope.primary, one.target), "block writes", blocked, seconds=1)
+
+
+def report_unrestricted(report: Report, scope: Scope) -> None:
+    """What is paused already, and what can still write."""
     for standby in scope.standbys:
         if standby.state != RUNNING:
             report.fact(f"replay on {standby.address}", f"{standby.state} already, at LSN {standby.at}")
     if scope.writers:
         _report_limits(report, scope.writers)
-    return [Act(FREEZE, env.name), *(Act(APPLY[one.kind], one.target) for one in scope.restrictions)]
 
 
 def _report_limits(report: Report, writers: Writers) -> None:
@@ -262,7 +270,8 @@ def _report_limits(report: Report, writers: Writers) -> None:
         )
 
 
-def record_containment(env: Environment, known: Contained | None, scope: Scope, reason: str, by: str) -> Contained:
+@action(of=lambda env: Act(FREEZE, env.name), idempotent=True)
+def freeze_maintenance(env: Environment, known: Contained | None, scope: Scope, reason: str, by: str) -> Contained:
     """Record every restriction and the state before it, before anything changes. Earlier records are kept."""
     now = datetime.now(env.zone)
     since = now.strftime("%Y-%m-%d %H:%M:%S %Z")
@@ -275,79 +284,93 @@ def record_containment(env: Environment, known: Contained | None, scope: Scope, 
     return found
 
 
-def restrict(report: Report, permit: Permit, scope: Scope) -> None:
-    """Replay first: it is about to copy the damage."""
-    standbys = {one.address: one.postgres for one in scope.standbys}
-    for one in scope.restrictions:
-        if one.kind == REPLAY:
-            report.fact(f"replay on {one.target}", f"paused at LSN {pause_replay(permit, standbys[one.target])}")
-        elif scope.primary and one.kind == KEPT_WAL:
-            report.fact("WAL kept from", keep_wal(permit, scope.primary))
-        elif scope.primary:
-            left = write_block.block_writes(permit, scope.primary, one.target)
-            report.require(
-                f"writes of role {one.target} are blocked",
-                not left,
-                "start the standby that their commits wait for, then run this again: those commits are not cancelled",
-                value=f"{left} earlier sessions are left" if left else "its earlier sessions ended",
-                follow=AGAIN,
-            )
-    if scope.writers and scope.primary:
-        refusal = try_to_write(scope.primary)
+def _report_restricted(report: Report, one: Restriction, result: str | int) -> None:
+    if one.kind == REPLAY:
+        report.fact(f"replay on {one.target}", f"paused at LSN {result}")
+    elif one.kind == KEPT_WAL:
+        report.fact("WAL kept from", result)
+    else:
         report.require(
-            "the application cannot write",
-            bool(refusal),
-            "check pg_db_role_setting: somebody has changed the setting",
-            value=refusal or f"{scope.primary.user} could write in a new session",
+            f"writes of role {one.target} are blocked",
+            not result,
+            "start the standby that their commits wait for, then run this again: those commits are not cancelled",
+            value=f"{result} earlier sessions are left" if result else "its earlier sessions ended",
+            follow=AGAIN,
         )
 
 
-def plan_release(report: Report, found: Contained) -> list[Act]:
-    """Every step; returns the acts for the permit."""
-    report.fact("contained", found.text)
-    for one in reversed(found.held):
-        report.plan(UNDO[one.kind], f"{one.target} (before: {one.before or 'nothing'})", seconds=1)
-    report.plan("allow maintenance", "when everything above is done")
-    return [Act(THAW, report.environment), *(Act(UNDO[one.kind], one.target) for one in found.held)]
+def _try_to_write(report: Report, primary: Postgres) -> None:
+    refusal = try_to_write(primary)
+    report.require(
+        "the application cannot write",
+        bool(refusal),
+        "check pg_db_role_setting: somebody has changed the setting",
+        value=refusal or f"{primary.user} could write in a new session",
+    )
 
 
-def release(report: Report, permit: Permit, env: Environment, found: Contained) -> None:
+def release(report: Report, env: Environment, found: Contained) -> None:
     """Remove one restriction after the other; those that cannot be removed stay recorded."""
-    left, rows = list[Restriction](), list[tuple[str, str, str]]()
-    for one in reversed(found.held):
-        try:
-            done = _release_one(permit, env, one)
-        except OpsError as error:
-            left.append(one)
-            report.fail(
-                f"{one.kind} of {one.target} is restored",
-                error.hint or "start the server, then run this again",
-                value=error.message,
-                follow=[Next("release-containment", "release the rest")],
-            )
-            continue
-        rows.append((one.kind, one.target, done))
-        failpoint("release: one")
-    report.table("Restored", ("what", "where", "state"), rows)
-    if left:
-        containment.write(env.name, env.reports_directory, replace(found, held=tuple(reversed(left))))
-        report.state_is("the environment stays contained", "fix the findings above, then run release-containment again")
-        report.fail_if_critical()
-    containment.end(env.name, env.reports_directory, found)
+    held = list(reversed(found.held))
+    releasing = [_releasing(env, one) for one in held]
+    thawing = Change(thaw_maintenance.bind(env, found), "allow maintenance", "when everything above is done")
+    effect = Effect(f"removes {counted(len(held), 'restriction')}, allows maintenance again", "contain-incident")
+    pins = [lambda report: report.pin_state("contained", found.id)]
+    with carrying_out(report, *releasing, thawing, effect=effect, pins=pins) as carry:
+        left, rows = list[Restriction](), list[tuple[str, str, str]]()
+        for one, line in zip(held, releasing, strict=True):
+            try:
+                rows.append((one.kind, one.target, carry(line)))
+            except OpsError as error:
+                left.append(one)
+                report.fail(
+                    f"{one.kind} of {one.target} is restored",
+                    error.hint or "start the server, then run this again",
+                    value=error.message,
+                    follow=[Next("release-containment", "release the rest")],
+                )
+                continue
+            failpoint("release: one")
+        report.table("Restored", ("what", "where", "state"), rows)
+        if left:
+            containment.write(env.name, env.reports_directory, replace(found, held=tuple(reversed(left))))
+            report.fail_if_critical()
+        carry(thawing)
     report.outcome = f"released; it was {found.text}"
 
 
-def _release_one(permit: Permit, env: Environment, one: Restriction) -> str:
+def _releasing(env: Environment, one: Restriction) -> Line[[], str]:
+    step, detail = UNDO[one.kind], f"{one.target} (before: {one.before or 'nothing'})"
     if one.kind == ROLE:
-        return let_in(permit, env.postgres, one.target, one.before) or f"{one.before or 'nothing'} is set, as before"
-    node = next((node for node in read_replaying(env.nodes()) if node.address == one.target), None)
+        letting_in, as_before = (
+            let_in.bind(env.postgres, one.target, one.before),
+            f"{one.before or 'nothing'} is set, as before",
+        )
+        return Change(lambda: letting_in() or as_before, step, detail, seconds=1, by=[letting_in], failed=_contained)
+    node = next((node for node in env.nodes() if address(node) == one.target), None)
     if node is None:
-        return "the environment does not name it any more"
+        return Check(lambda: "the environment does not name it any more", step, detail)
     if one.kind == KEPT_WAL:
-        return drop_slot(permit, node.postgres)
-    if not node.state and not node.problem:
-        return "it is not a standby any more"
-    return f"resumed at LSN {resume_replay(permit, node.postgres)}"
+        return Change(drop_slot.bind(node), step, detail, seconds=1, failed=_contained)
+    resuming = resume_replay.bind(node)
+
+    def resume() -> str:
+        (now,) = read_replaying([node])
+        if not now.state and not now.problem:
+            return "it is not a standby any more"
+        return f"resumed at LSN {resuming()}"
+
+    return Change(resume, step, detail, seconds=1, by=[resuming], failed=_contained)
+
+
+def _contained(_error: OpsError) -> State:
+    return State("the environment stays contained", "fix the findings above, then run release-containment again")
+
+
+@action(of=lambda env: Act(THAW, env.name), idempotent=True)
+def thaw_maintenance(env: Environment, found: Contained) -> None:
+    """Record that maintenance is allowed again."""
+    containment.end(env.name, env.reports_directory, found)
 
 
 if __name__ == "__main__":

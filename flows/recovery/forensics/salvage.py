@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +16,12 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
 from flows.database.tables import judge_ties
 from flows.pinned import pin_database
+from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.files import record
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
 from runbook.kinds import action, probe
 from runbook.report import Report
 from runbook.run import runbook
@@ -43,8 +44,8 @@ from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.tables.filenodes import read_database_oid
 from tasks.postgres.tables.find import FoundTable, known_in, resolve, table_of
-from tasks.postgres.tables.salvage import SALVAGE, SQL, Applied, CountedRows, Differing, SalvageWriter, apply_salvage
-from tasks.postgres.tables.ties import read_ties
+from tasks.postgres.tables.salvage import SQL, Applied, CountedRows, Differing, SalvageWriter, apply_salvage
+from tasks.postgres.tables.ties import Ties, read_ties
 
 NEWEST = "newest"
 SALVAGING = ".salvaging"
@@ -139,16 +140,13 @@ def salvage_writes(
         live = find_live(env.postgres, [one.table for one in salvage.written])
         ties = read_ties.after(live)(env.postgres, live)
         judge_ties(report, ties)
-        pin_database(report, env.postgres)
-        report.pin_state("reviewed", salvage.digest)
         rows = sum(one.inserts + one.updates for one in salvage.written)
         effect = Effect(
             f"writes {counted(rows, 'row')} to {counted(len(salvage.written), 'table')}, in one transaction", ""
         )
-        permit = report.permit(*plan_salvage(report, salvage), effect=effect)
-        report.state_is("the rows may be committed", "run it again: rows that are there already are skipped")
-        place = folder(env, salvage.stamp)
-        done = apply_salvage.after(ties)(permit, env.postgres, place, salvage.digest, live, ties)
+        applying = _applying(env, salvage, live)
+        with carrying_out(report, applying, effect=effect) as carry:
+            done = carry(applying, ties)
         record_comparison(env, replace(salvage, applied=datetime.now(UTC).isoformat(timespec="seconds")))
         report_done(report, salvage, done)
     return report
@@ -361,15 +359,28 @@ def report_comparison(report: Report, env: Environment, salvage: Salvage) -> Non
         )
 
 
-def plan_salvage(report: Report, salvage: Salvage) -> Sequence[Act]:
-    """Every step; returns the acts for the permit."""
-    for number, one in enumerate(salvage.written):
-        rows = f"{one.inserts:,} rows inserted, {one.updates:,} updated"
-        seconds = (one.inserts + one.updates) / 5000
-        report.plan("write", f"{one.table}: {rows}", seconds=seconds, by=[apply_salvage], shared=number > 0)
-    check = "check foreign keys, advance sequences; all of it is one transaction"
-    report.plan("before the commit", check, by=[apply_salvage], shared=bool(salvage.written))
-    return [Act(SALVAGE, one.table) for one in salvage.written]
+def _applying(env: Environment, salvage: Salvage, live: list[FoundTable]) -> Change[[Ties], Applied]:
+    first, *others = [
+        PlannedStep(
+            "write",
+            f"{one.table}: {one.inserts:,} rows inserted, {one.updates:,} updated",
+            seconds=(one.inserts + one.updates) / 5000,
+        )
+        for one in salvage.written
+    ]
+    check = PlannedStep("before the commit", "check foreign keys, advance sequences; all of it is one transaction")
+    return Change(
+        apply_salvage.bind(env.postgres, folder(env, salvage.stamp), salvage.digest, live),
+        first.step,
+        first.detail,
+        seconds=first.seconds,
+        more=[*others, check],
+        pins=[
+            lambda report: pin_database(report, env.postgres),
+            lambda report: report.pin_state("reviewed", salvage.digest),
+        ],
+        begun=State("the rows may be committed", "run it again: rows that are there already are skipped"),
+    )
 
 
 def report_done(report: Report, salvage: Salvage, done: Applied) -> None:

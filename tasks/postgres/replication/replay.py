@@ -12,7 +12,7 @@ import psycopg
 
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.postgres.replication.synchronous import address
@@ -58,22 +58,20 @@ def _replaying(node: Postgres) -> Replaying:
 _STATE = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn()"
 
 
-@action(idempotent=True)
-def pause_replay(permit: Permit, node: Postgres) -> str:
+@action(of=lambda node: Act(PAUSE, address(node)), idempotent=True)
+def pause_replay(node: Postgres) -> str:
     """Returns the LSN at which replay is paused.
 
     Raises:
         Unreachable: the node does not answer, or does not pause.
         OpsError: it is not a standby any more.
     """
-    permit.require(PAUSE, address(node))
     return _switch(node, "SELECT pg_wal_replay_pause()", PAUSED)
 
 
-@action(idempotent=True)
-def resume_replay(permit: Permit, node: Postgres) -> str:
+@action(of=lambda node: Act(RESUME, address(node)), idempotent=True)
+def resume_replay(node: Postgres) -> str:
     """Returns the LSN at which replay resumes."""
-    permit.require(RESUME, address(node))
     return _switch(node, "SELECT pg_wal_replay_resume()", RUNNING)
 
 

@@ -18,7 +18,7 @@ from psycopg import errors, sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 
@@ -96,21 +96,19 @@ WHERE d.datname = current_database() AND s.subenabled ORDER BY 1
 """
 
 
-@action(idempotent=True)
-def block_writes(permit: Permit, postgres: Postgres, role: str) -> int:
+@action(of=lambda role: Act(BLOCK, role), idempotent=True)
+def block_writes(postgres: Postgres, role: str) -> int:
     """Make a role's transactions in the database read-only, and end its earlier sessions. Returns how many are left:
     their commits wait for a standby, and must not be cancelled."""
-    permit.require(BLOCK, role)
     return _set(postgres, role, "on")
 
 
-@action(idempotent=True)
-def let_in(permit: Permit, postgres: Postgres, role: str, before: str) -> str:
+@action(of=lambda role: Act(LET_IN, role), idempotent=True)
+def let_in(postgres: Postgres, role: str, before: str) -> str:
     """Restore a role's setting ("": none), and end its sessions, which would stay read-only.
 
     Returns the reason if the setting was changed since, and is therefore kept; else "".
     """
-    permit.require(LET_IN, role)
     found = [one.setting for one in find_writers.work(postgres).roles if one.role == role]
     if found != ["on"]:
         return (

@@ -20,7 +20,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.masking import masked_statement
 from runbook.units import size
@@ -246,9 +246,9 @@ class Applied:
     sequences: tuple[str, ...]
 
 
-@action
+@action(of=lambda tables: [Act(SALVAGE, table.name) for table in tables])
 def apply_salvage(
-    permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[FoundTable], ties: Ties
+    postgres: Postgres, directory: Path, digest: str, tables: Sequence[FoundTable], ties: Ties
 ) -> Applied:
     """Run the statements of a reviewed file in one transaction.
 
@@ -256,8 +256,6 @@ def apply_salvage(
         VerificationFailed: the file or a table changed since the review, or a row references a missing row.
         OpsError: a lock was not available, or the live database refuses a row. Nothing was changed.
     """
-    for table in tables:
-        permit.require(SALVAGE, table.name)
     with writing(postgres, "") as connection, connection.transaction():
         _lock(connection, tables)
         require_unchanged(connection, tables, ties)
