@@ -15,6 +15,7 @@ from runbook.wait import until
 from tasks.cluster.instance import ISOLATED, PrivateInstance, log_of, servers_in
 from tasks.cluster.tablespaces import outside_links
 from tasks.cluster.target import Stop
+from tasks.postgres.server.log_reasons import find_reason
 from tasks.wal.format.names import lsn_of
 
 REPLAY_SECONDS = 24 * 3600.0
@@ -47,7 +48,10 @@ def wait_recovered(instance: PrivateInstance, system: int) -> int:
 
     def stands() -> int:
         if not servers_in(instance.data):
-            raise VerificationFailed(f"the recovery failed: {last_words(instance)}", "nothing live was touched")
+            reason = find_reason(log_of(instance))
+            other = "choose another backup or point in time: show-recovery-options lists them"
+            hint = reason.hint.replace("start it", "run this again") if reason else other
+            raise VerificationFailed(f"the recovery failed: {last_words(instance)}", hint)
         with instance.postgres.connect(seconds=2) as connection:
             state, lsn = execute(connection, _PAUSED)[0]
         return lsn_of(str(lsn)) if state == "paused" else 0

@@ -24,6 +24,13 @@ class LogReason:
 
 
 _KNOWN = (
+    (  # no disk is full: https://www.postgresql.org/docs/current/kernel-resources.html
+        "segments",
+        r"could not create (?:shared memory segment|semaphores): No space left on device",
+        "the host has no shared memory segment left",
+        "remove those of killed servers (ipcs -m shows them with nattch 0, ipcrm -m removes one) or raise "
+        "kernel.shmmni, then start it",
+    ),
     (
         "disk",
         r"No space left on device|could not extend file|ディスク.*(?:空き|領域)",
