@@ -156,7 +156,7 @@ def restore_tables(world: World, chance: random.Random) -> str:
     now = world.database.copy()
     carried = carry_out(world, chance, "restore-tables", tables=TABLES)
     settle(world, carried)
-    world.tokens["kept tables"] = now
+    world.tokens["kept tables"] = None if carried.kept_is_unknown else now
     return carried.ran.status
 
 
