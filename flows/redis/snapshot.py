@@ -1,17 +1,21 @@
-"""The findings of snapshot-redis before and after the save (§2.3)."""
+"""SAVE, and the findings of snapshot-redis before and after a save (§2.3)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from blocks.redis.server import Redis
+from flows.pinned import pin_redis
 from flows.redis.persistence_files import judge_disk
 from flows.redis.persistence_findings import APPLY
 from runbook import clock
+from runbook.change import Change, carrying_out
+from runbook.guard.effect import Effect
 from runbook.report import Report
-from runbook.units import duration, size
+from runbook.units import about, duration, size
 from tasks.redis.persistence.place import DataDirectory
-from tasks.redis.persistence.saving import Saved
+from tasks.redis.persistence.saving import Saved, save_blocking
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
 
@@ -75,13 +79,24 @@ def judge_standstill(report: Report, server: Persistence, watch: Watch) -> None:
             value=f"about {duration(seconds)}",
             expected=f"less than half of down-after-milliseconds ({duration(patience)})",
         )
+
+
+def save(report: Report, block: Redis, server: Persistence, watch: Watch) -> Saved:
+    """Run SAVE, which needs a confirm: it blocks every client."""
+    judge_standstill(report, server, watch)
+    seconds = seconds_of(server)
     replicas = f"; {server.replicas} replicas wait too" if server.replicas else ""
-    report.plan(
+    saving = Change(
+        save_blocking.bind(block, server),
         "SAVE",
         f"{server.address}: {server.keys:,} keys; no client is served until it ends{replicas}",
         size=server.dataset_bytes,
         seconds=seconds,
+        pins=[lambda report: pin_redis(report, block)],
     )
+    effect = Effect("Redis writes its RDB file (SAVE)", "not needed", down=f"no client is served for {about(seconds)}")
+    with carrying_out(report, saving, effect=effect) as carry:
+        return carry(saving)
 
 
 def judge_master(report: Report, server: Persistence, watch: Watch) -> None:
