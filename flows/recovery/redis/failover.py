@@ -153,28 +153,28 @@ def _plan(
     block: Redis, choice: PromotionChoice, mode: Mode, gate: FailoverGate
 ) -> tuple[Change[[], HandOver], Check[[Report, Redis, Group, PromotionChoice, HandOver, Before], None]]:
     """The failover, and the proof of it."""
-    at = f", at {choice.sentinels[0]}"
+    sentinel = choice.sentinels[0]
     pins = [lambda report: report.pin_state("master", choice.master)]
-    proof = "all Sentinels name one master; a Sentinel client writes"
     if mode == "unplanned":
         switching = Change(
             take_over.bind(block, choice, gate),
             "wait",
             "for a failover by the Sentinels",
             seconds=3.0,
-            more=[PlannedStep("fail over", f"{choice.target}, if they start none: SENTINEL FAILOVER{at}")],
+            more=[PlannedStep("fail over", f"{choice.target}, if they start none: SENTINEL FAILOVER, at {sentinel}")],
             pins=pins,
             begun=State(f"a failover {choice.target} may have begun", CONTINUE),
             done=_is_switched,
         )
-        return switching, Check(_report_results, "verify", f"{proof}; possible loss")
+        proof = "all Sentinels name one master; a Sentinel client writes; possible loss"
+        return switching, Check(_report_results, "verify", proof)
     how = "SENTINEL FAILOVER … COORDINATED" if choice.coordinated else "SENTINEL FAILOVER, then REPLICAOF"
     switching = Change(
         hand_over.bind(block, choice),
         "pause writes",
         f"on {choice.master}, until {', '.join(choice.needed)} has every byte",
         seconds=0.1,
-        more=[PlannedStep("fail over", f"{choice.target}: {how}{at}", seconds=1.0)],
+        more=[PlannedStep("fail over", f"{choice.target}: {how}, at {sentinel}", seconds=1.0)],
         pins=[*pins, lambda report: report.pin("new_master", choice.candidate)],
         begun=State(
             f"a failover {choice.target} has begun; paused writes on {choice.master} resume within "
@@ -183,6 +183,7 @@ def _plan(
         ),
         done=_is_switched,
     )
+    proof = "all Sentinels name one master; a Sentinel client writes"
     follow = PlannedStep("follow", f"{choice.master} becomes a replica and synchronises", seconds=2.0)
     return switching, Check(_report_results, "verify", proof, seconds=0.5, more=[follow])
 

@@ -119,7 +119,7 @@ def apply_redis_settings(
             return report
         steps.report_others(report, orders, [found for found in servers if found not in chosen])
         steps.judge_orders(report, orders)
-        planned = [steps.plan_order(env, order, otherwise=findings.UNDO) for order in orders]
+        planned = [steps.plan_order(env, order, f"run it again, or {findings.UNDO}") for order in orders]
         with carrying_out(
             report,
             *(line for each in planned for line in each.lines),

@@ -60,11 +60,11 @@ class OrderLines:
         return [line for line in (self.setting, self.switching, self.rewriting, self.closing) if line]
 
 
-def plan_order(env: Environment, order: SettingsOrder, *, otherwise: str = "") -> OrderLines:
-    """Plan the changes with the current values, then the file. `otherwise`: what else to run if the run fails."""
+def plan_order(env: Environment, order: SettingsOrder, again: str) -> OrderLines:
+    """Plan the changes with the current values, then the file. `again`: what to do if the run fails in between."""
     block, found = env.redis.at(order.found.address), order.found
     plain = [change for change in order.changes if change != ON]
-    begun = State("some values may be set and not yet in the file", f"run it again{otherwise and f', or {otherwise}'}")
+    begun = State("some values may be set and not yet in the file", again)
     setting = switching = rewriting = None
     if plain:
         first, *others = (_detail(found, change) for change in plain)
@@ -91,7 +91,7 @@ def plan_order(env: Environment, order: SettingsOrder, *, otherwise: str = "") -
 
 def plan_undo(env: Environment, each: SettingsUndo) -> OrderLines:
     """Plan to restore a record's old values, and to close it, unless others changed some since."""
-    lines = plan_order(env, each.order)
+    lines = plan_order(env, each.order, "run it again")
     if each.left:
         return lines
     closing = Change(
