@@ -10,10 +10,9 @@ from flows.pinned import pin_redis
 from flows.redis.persistence_files import judge_disk
 from flows.redis.persistence_findings import APPLY
 from runbook import clock
-from runbook.change import Change, carrying_out
-from runbook.guard.effect import Effect
+from runbook.change import Change
 from runbook.report import Report
-from runbook.units import about, duration, size
+from runbook.units import duration, size
 from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.saving import Saved, save_blocking
 from tasks.redis.persistence.state import Persistence
@@ -81,22 +80,17 @@ def judge_standstill(report: Report, server: Persistence, watch: Watch) -> None:
         )
 
 
-def save(report: Report, block: Redis, server: Persistence, watch: Watch) -> Saved:
-    """Run SAVE, which needs a confirm: it blocks every client."""
-    judge_standstill(report, server, watch)
-    seconds = seconds_of(server)
+def saving(block: Redis, server: Persistence) -> Change[[], Saved]:
+    """SAVE: it blocks every client."""
     replicas = f"; {server.replicas} replicas wait too" if server.replicas else ""
-    saving = Change(
+    return Change(
         save_blocking.bind(block, server),
         "SAVE",
         f"{server.address}: {server.keys:,} keys; no client is served until it ends{replicas}",
         size=server.dataset_bytes,
-        seconds=seconds,
+        seconds=seconds_of(server),
         pins=[lambda report: pin_redis(report, block)],
     )
-    effect = Effect("Redis writes its RDB file (SAVE)", "not needed", down=f"no client is served for {about(seconds)}")
-    with carrying_out(report, saving, effect=effect) as carry:
-        return carry(saving)
 
 
 def judge_master(report: Report, server: Persistence, watch: Watch) -> None:
