@@ -17,15 +17,15 @@ from flows.redis.master import judge_master
 from flows.redis.restore import choice, methods, survivor
 from flows.redis.restore.survivor import NamedSource
 from flows.redis.snapshot import Kind
+from runbook.change import carrying_out
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import WithoutConfirm, runbook
 from runbook.run_name import RunName
 from runbook.units import about, size
 from tasks.redis.persistence.place import read_place
-from tasks.redis.persistence.saving import BLOCK, rewrite_aof, save_blocking, save_in_background
+from tasks.redis.persistence.saving import rewrite_aof, save_in_background
 from tasks.redis.persistence.state import read_persistence
 from tasks.redis.persistence.written import read_written
 from tasks.redis.restore.prefixes import Extra
@@ -104,12 +104,11 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
         report.fail_if_critical()
         if kind == "save":
             snapshot.judge_standstill(report, server, watch)
-            pin_redis(report, block)
-            seconds = sum(step.seconds for step in report.plan_steps)
-            effect = Effect(
-                "Redis writes its RDB file (SAVE)", "not needed", down=f"no client is served for {about(seconds)}"
-            )
-            saved = save_blocking(report.permit(Act(BLOCK, server.address), effect=effect), block, server)
+            saving = snapshot.saving(block, server)
+            down = f"no client is served for {about(saving.seconds)}"
+            effect = Effect("Redis writes its RDB file (SAVE)", "not needed", down=down)
+            with carrying_out(report, saving, effect=effect) as carry:
+                saved = carry(saving)
         else:
             saved = (save_in_background if kind == "bgsave" else rewrite_aof)(block, server)
         snapshot.report_saved(report, kind, saved, read_place.after(saved)(server))

@@ -1,17 +1,20 @@
-"""The findings of snapshot-redis before and after the save (§2.3)."""
+"""SAVE, and the findings of snapshot-redis before and after a save (§2.3)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from blocks.redis.server import Redis
+from flows.pinned import pin_redis
 from flows.redis.persistence_files import judge_disk
 from flows.redis.persistence_findings import APPLY
 from runbook import clock
+from runbook.change import Change
 from runbook.report import Report
 from runbook.units import duration, size
 from tasks.redis.persistence.place import DataDirectory
-from tasks.redis.persistence.saving import Saved
+from tasks.redis.persistence.saving import Saved, save_blocking
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
 
@@ -75,12 +78,18 @@ def judge_standstill(report: Report, server: Persistence, watch: Watch) -> None:
             value=f"about {duration(seconds)}",
             expected=f"less than half of down-after-milliseconds ({duration(patience)})",
         )
+
+
+def saving(block: Redis, server: Persistence) -> Change[[], Saved]:
+    """SAVE: it blocks every client."""
     replicas = f"; {server.replicas} replicas wait too" if server.replicas else ""
-    report.plan(
+    return Change(
+        save_blocking.bind(block, server),
         "SAVE",
         f"{server.address}: {server.keys:,} keys; no client is served until it ends{replicas}",
         size=server.dataset_bytes,
-        seconds=seconds,
+        seconds=seconds_of(server),
+        pins=[lambda report: pin_redis(report, block)],
     )
 
 

@@ -20,16 +20,17 @@ from flows.recovery.redis.loss import (
 )
 from flows.recovery.redis.progress import report_phases, settled, verify_after
 from runbook import clock
+from runbook.change import Change, Check, State, carrying_out
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, CarriesOut
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
 from tasks.redis.failover.group import Group, GroupMember, read_group, read_member
-from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
+from tasks.redis.failover.handover import hand_over, make_follow, take_over
 from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import HandOver, PromotionChoice
@@ -38,6 +39,7 @@ from tasks.redis.restore.survivors import PART
 from tasks.redis.topology.topology import find_record
 
 RECENT_SECONDS = 3600.0
+CONTINUE = "run it again: it continues, or reports the present master"
 
 
 @flow(name="redis-failover", flow_run_name=RunName("redis-failover {environment} {mode}"))
@@ -81,25 +83,14 @@ def redis_failover(
         if _is_done(report, block, group, mode, new_master, before):
             return report
         choice = _judge(report, block, group, mode, new_master, before)
-        _plan(report, choice, mode)
-        if mode == "planned":  # otherwise the Sentinels choose
-            report.pin("new_master", choice.candidate)
-        report.pin_state("master", choice.master)
-        permit = report.permit(Act(ACT, choice.target), effect=_effect(block, choice, mode, before))
-        _judge_again(report, block, choice, mode, new_master, before)
-        report.state_is(
-            f"a failover {choice.target} has begun; paused writes on {choice.master} resume within "
-            f"{LONGEST_SECONDS:.0f} s",
-            "run it again: it continues, or reports the present master",
-        )
-        decision = time.monotonic() - started
-        if mode == "planned":
-            done = hand_over(permit, block, choice)
-        else:
-            done = take_over(permit, block, choice, FailoverGate(report, block, before))
-        report.state_is(f"{done.new.address} is the master", "run it again: it reports which replicas follow")
-        report_phases(report, decision, done)
-        _report_results(report, block, group, choice, done, before)
+        report.fact("from → to", choice.target)
+        switching, proving = _plan(block, choice, mode, FailoverGate(report, block, before))
+        with carrying_out(report, switching, proving, effect=_effect(block, choice, mode, before)) as carry:
+            _judge_again(report, block, choice, mode, new_master, before)
+            decision = time.monotonic() - started
+            done = carry(switching)
+            report_phases(report, decision, done)
+            carry(proving, report, block, group, choice, done, before)
     return report
 
 
@@ -158,25 +149,47 @@ def _effect(block: Redis, choice: PromotionChoice, mode: Mode, before: Before) -
     return Effect(what, back, (before.loss_with(read_member(block, choice.candidate)),), 3.0)
 
 
-def _plan(report: Report, choice: PromotionChoice, mode: Mode) -> None:
-    report.fact("from → to", choice.target)
-    by: list[CarriesOut] = [hand_over if mode == "planned" else take_over]
-    if mode == "planned":
-        how = "SENTINEL FAILOVER … COORDINATED" if choice.coordinated else "SENTINEL FAILOVER, then REPLICAOF"
-        report.plan(
-            "pause writes", f"on {choice.master}, until {', '.join(choice.needed)} has every byte", seconds=0.1, by=by
+def _plan(
+    block: Redis, choice: PromotionChoice, mode: Mode, gate: FailoverGate
+) -> tuple[Change[[], HandOver], Check[[Report, Redis, Group, PromotionChoice, HandOver, Before], None]]:
+    """The failover, and the proof of it."""
+    sentinel = choice.sentinels[0]
+    pins = [lambda report: report.pin_state("master", choice.master)]
+    if mode == "unplanned":
+        switching = Change(
+            take_over.bind(block, choice, gate),
+            "wait",
+            "for a failover by the Sentinels",
+            seconds=3.0,
+            more=[PlannedStep("fail over", f"{choice.target}, if they start none: SENTINEL FAILOVER, at {sentinel}")],
+            pins=pins,
+            begun=State(f"a failover {choice.target} may have begun", CONTINUE),
+            done=_is_switched,
         )
-        how = f"{choice.target}: {how}, at {choice.sentinels[0]}"
-        report.plan("fail over", how, seconds=1.0, by=by, shared=True)
-        verify = "all Sentinels name one master; a Sentinel client writes"
-        report.plan("verify", verify, seconds=0.5, by=by, shared=True)
-        report.plan("follow", f"{choice.master} becomes a replica and synchronises", seconds=2.0)
-    else:
-        report.plan("wait", "for a failover by the Sentinels", seconds=3.0, by=by)
-        how = f"{choice.target}, if they start none: SENTINEL FAILOVER, at {choice.sentinels[0]}"
-        report.plan("fail over", how, by=by, shared=True)
-        verify = "all Sentinels name one master; a Sentinel client writes; possible loss"
-        report.plan("verify", verify, by=by, shared=True)
+        proof = "all Sentinels name one master; a Sentinel client writes; possible loss"
+        return switching, Check(_report_results, "verify", proof)
+    how = "SENTINEL FAILOVER … COORDINATED" if choice.coordinated else "SENTINEL FAILOVER, then REPLICAOF"
+    switching = Change(
+        hand_over.bind(block, choice),
+        "pause writes",
+        f"on {choice.master}, until {', '.join(choice.needed)} has every byte",
+        seconds=0.1,
+        more=[PlannedStep("fail over", f"{choice.target}: {how}, at {sentinel}", seconds=1.0)],
+        pins=[*pins, lambda report: report.pin("new_master", choice.candidate)],
+        begun=State(
+            f"a failover {choice.target} has begun; paused writes on {choice.master} resume within "
+            f"{LONGEST_SECONDS:.0f} s",
+            CONTINUE,
+        ),
+        done=_is_switched,
+    )
+    proof = "all Sentinels name one master; a Sentinel client writes"
+    follow = PlannedStep("follow", f"{choice.master} becomes a replica and synchronises", seconds=2.0)
+    return switching, Check(_report_results, "verify", proof, seconds=0.5, more=[follow])
+
+
+def _is_switched(done: HandOver) -> State:
+    return State(f"{done.new.address} is the master", "run it again: it reports which replicas follow")
 
 
 def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, before: Before) -> bool:
@@ -214,16 +227,20 @@ def _finish(
     """Clean up after a killed run: its marker, and the old master if it still is one (returned as it was)."""
     left = group.members.get(marker.old)
     if left and left.is_master:
-        report.plan("make it follow", f"{left.address} still is a master: REPLICAOF {new.address}", by=[make_follow])
         planned = interrupted_loss(marker, left, new)
         shown = planned if planned.unknown else replace(planned, as_of=clock.now())
-        effect = Effect(f"{left.address} follows {new.address}", "", (shown,))
-        permit = report.permit(Act(ACT, f"{left.address} → {new.address}"), effect=effect)
 
         def gate(now: GroupMember) -> None:
             require_confirmed(report, interrupted_loss(marker, now, new, planned))
 
-        left = make_follow(permit, block, left.address, new.address, gate)
+        following = Change(
+            make_follow.bind(block, left.address, new.address, gate),
+            "make it follow",
+            f"{left.address} still is a master: REPLICAOF {new.address}",
+        )
+        effect = Effect(f"{left.address} follows {new.address}", "", (shown,))
+        with carrying_out(report, following, effect=effect) as carry:
+            left = carry(following)
     if report.confirm == report.environment:
         RedisFailoverMarker.remove_from(block.at(new.address))
     return left if left and left.is_master else None

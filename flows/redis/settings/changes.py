@@ -11,11 +11,10 @@ from blocks.environment import Environment
 from flows.redis.settings.findings import remedy, value_of
 from flows.setting_overrides import find_undone
 from runbook.errors import OpsError
-from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.units import size
 from tasks.redis.persistence.place import inspect_place
-from tasks.redis.settings.changes import ON, RESERVED_FILES, REWRITE, SET, RedisSettingChange, act_of
+from tasks.redis.settings.changes import ON, RESERVED_FILES, RedisSettingChange
 from tasks.redis.settings.recommended import BY_NAME, KINDS, MAXMEMORY, normal, require_possible, same, shown
 from tasks.redis.settings.running import AT_ONCE, RedisServerSettings
 from tasks.reports import setting_records as records
@@ -41,12 +40,6 @@ class SettingsOrder:
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
         return not self.changes and not (self.rewrite and self.has_file)
-
-    @property
-    def acts(self) -> tuple[Act, ...]:
-        """The acts of a permit."""
-        address = self.found.address
-        return (*(Act(SET, act_of(address, change)) for change in self.changes), Act(REWRITE, address))
 
 
 @dataclass(frozen=True)

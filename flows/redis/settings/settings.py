@@ -11,6 +11,7 @@ from flows.pinned import pin_redis
 from flows.redis.settings import changes as choosing
 from flows.redis.settings import findings, steps
 from flows.setting_overrides import find_overrides, judge_overrides
+from runbook.change import carrying_out
 from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -117,13 +118,16 @@ def apply_redis_settings(
             report.outcome = "there is nothing to change"
             return report
         steps.report_others(report, orders, [found for found in servers if found not in chosen])
-        steps.require_rights(orders)
-        steps.plan(report, orders)
-        pin_redis(report, env.redis.at(servers[0].address))
-        permit = report.permit(*steps.acts(orders), effect=steps.effect(orders, "undo-redis-settings"))
-        steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
-        results = [steps.carry_out(report, env, permit, order, findings.APPLY) for order in orders]
-        report.outcome = steps.outcome(results)
+        steps.judge_orders(report, orders)
+        planned = [steps.plan_order(env, order, f"run it again, or {findings.UNDO}") for order in orders]
+        with carrying_out(
+            report,
+            *(line for each in planned for line in each.lines),
+            effect=steps.effect(orders, findings.UNDO),
+            pins=[lambda report: pin_redis(report, env.redis.at(servers[0].address))],
+        ) as carry:
+            steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
+            report.outcome = steps.outcome([steps.carry_out(carry, env, each, findings.APPLY) for each in planned])
     return report
 
 
@@ -166,13 +170,14 @@ def undo_redis_settings(
             report.outcome = "there is nothing to undo"
             return report
         orders = [each.order for each in undone]
-        steps.require_rights(orders)
-        steps.plan(report, orders)
-        for each in undone:
-            if not each.left:
-                report.plan("close", f"record {each.record.name}, whose old values are then restored")
-        pin_redis(report, env.redis.at(servers[0].address))
-        permit = report.permit(*steps.acts(orders), effect=steps.effect(orders, "apply-redis-settings"))
-        results = [steps.undo(report, env, permit, each) for each in undone]
+        steps.judge_orders(report, orders)
+        planned = [steps.plan_undo(env, each) for each in undone]
+        with carrying_out(
+            report,
+            *(line for each in planned for line in each.lines),
+            effect=steps.effect(orders, findings.APPLY),
+            pins=[lambda report: pin_redis(report, env.redis.at(servers[0].address))],
+        ) as carry:
+            results = [steps.undo(carry, env, each, lines) for each, lines in zip(undone, planned, strict=True)]
         report.outcome = steps.outcome(results, undone=True)
     return report

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from blocks.environment import Environment
 from flows.redis.settings.changes import SettingsOrder, SettingsUndo
 from flows.redis.settings.findings import APPLY, KEEPING, UNDO
+from runbook.change import Carrier, Change, Line, State
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import counted, first_of, size
+from tasks.redis.persistence.saving import Saved
 from tasks.redis.settings.changes import (
     OFF,
     ON,
@@ -28,6 +32,8 @@ from tasks.redis.settings.running import RedisServerSettings, differences, read_
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Changed, Record
 
+AOF_BYTES_PER_SECOND = 50e6
+
 
 @dataclass(frozen=True)
 class Result:
@@ -38,19 +44,63 @@ class Result:
     complete: bool
 
 
-def plan(report: Report, orders: Sequence[SettingsOrder]) -> None:
-    """A step for each change with the current value, then the file, and warnings about data on disk."""
-    for order in orders:
-        for change in order.changes:
-            _plan_change(report, order.found, change)
-        if order.rewrite:
-            _plan_file(report, order)
-        _judge_kept(report, order)
+@dataclass(frozen=True)
+class OrderLines:
+    """An order's lines of the plan; None where it does not need one. `closing`: of an undo's record."""
+
+    order: SettingsOrder
+    setting: Change[[], tuple[SettingsChanged, ...]] | None
+    switching: Change[[], Saved] | None
+    rewriting: Change[[], str] | None
+    closing: Change[[], None] | None = None
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """In the order in which they are carried out."""
+        return [line for line in (self.setting, self.switching, self.rewriting, self.closing) if line]
 
 
-def acts(orders: Sequence[SettingsOrder]) -> list[Act]:
-    """The acts that need a permit."""
-    return [act for order in orders for act in order.acts]
+def plan_order(env: Environment, order: SettingsOrder, again: str) -> OrderLines:
+    """Plan the changes with the current values, then the file. `again`: what to do if the run fails in between."""
+    block, found = env.redis.at(order.found.address), order.found
+    plain = [change for change in order.changes if change != ON]
+    begun = State("some values may be set and not yet in the file", again)
+    setting = switching = rewriting = None
+    if plain:
+        first, *others = (_detail(found, change) for change in plain)
+        more = [PlannedStep("CONFIG SET", detail) for detail in others]
+        setting = Change(set_values.bind(block, found, plain), "CONFIG SET", first, more=more, begun=begun)
+    if ON in order.changes:
+        data, detail = found.server.dataset_bytes, f"{_detail(found, ON)}; waits until the AOF is complete"
+        switching = Change(
+            switch_aof_on.bind(block, found),
+            "CONFIG SET",
+            detail,
+            size=data,
+            seconds=data / AOF_BYTES_PER_SECOND,
+            begun=begun,
+        )
+    if order.rewrite and order.has_file:
+        changed = {change.name for change in order.changes}
+        also = differences({name: pair for name, pair in found.unwritten().items() if name not in changed})
+        saves = f" (also saves: {'; '.join(also)})" if also else ""
+        detail = f"{found.server.config_file} of {found.address}{saves}"
+        rewriting = Change(rewrite_file.bind(block, found), "CONFIG REWRITE", detail)
+    return OrderLines(order, setting, switching, rewriting)
+
+
+def plan_undo(env: Environment, each: SettingsUndo) -> OrderLines:
+    """Plan to restore a record's old values, and to close it, unless others changed some since."""
+    lines = plan_order(env, each.order, "run it again")
+    if each.left:
+        return lines
+    closing = Change(
+        partial(records.mark_undone, env.reports_directory, each.record),
+        "close",
+        f"record {each.record.name}, whose old values are then restored",
+        is_optional=True,
+    )
+    return replace(lines, closing=closing)
 
 
 def effect(orders: Sequence[SettingsOrder], undo: str) -> Effect:
@@ -59,25 +109,32 @@ def effect(orders: Sequence[SettingsOrder], undo: str) -> Effect:
     return Effect(f"Redis's settings change: {first_of(names)}" if names else "Redis saves its settings", undo)
 
 
-def _plan_change(report: Report, found: RedisServerSettings, change: RedisSettingChange) -> None:
+def _detail(found: RedisServerSettings, change: RedisSettingChange) -> str:
     running = found.running[change.name]
     now = "prolonged" if same(change.name, running, change.value) else f"now {shown(change.name, running)}"
-    data = found.server.dataset_bytes if change == ON else 0
-    waits = "; waits until the AOF is complete" if change == ON else ""
-    report.plan("CONFIG SET", f"{change} on {found.address}; {now}{waits}", size=data, seconds=data / 5e7)
+    return f"{change} on {found.address}; {now}"
 
 
-def _plan_file(report: Report, order: SettingsOrder) -> None:
+def judge_orders(report: Report, orders: Sequence[SettingsOrder]) -> None:
+    """Warn of data and of settings that the changes lose or save.
+
+    Raises:
+        OpsError: this user may not run a command that is needed.
+    """
+    for error in (error for order in orders for error in order.found.refused):
+        raise error
+    for order in orders:
+        if order.rewrite:
+            _judge_written(report, order.found)
+        _judge_kept(report, order)
+
+
+def _judge_written(report: Report, found: RedisServerSettings) -> None:
     """CONFIG REWRITE saves all running settings, not only these."""
-    found, changed = order.found, {change.name for change in order.changes}
-    if not order.has_file:
+    if not found.server.config_file:
         hint = f"{_file_remedy(found, '', APPLY)}: until then the values are lost at the next restart"
         report.warn(f"saved in the file of {found.address}", hint, value="it was started without a configuration file")
-        return
-    also = differences({name: pair for name, pair in found.unwritten().items() if name not in changed})
-    others = f" (also saves: {'; '.join(also)})" if also else ""
-    report.plan("CONFIG REWRITE", f"{found.server.config_file} of {found.address}{others}")
-    if unseen := found.problem or found.others_problem:
+    elif unseen := found.problem or found.others_problem:
         hint = "compare CONFIG GET * with its file first: all settings made at run time are saved too"
         report.warn(f"other settings that CONFIG REWRITE saves on {found.address}: not measured", hint, value=unseen)
 
@@ -98,12 +155,6 @@ def _judge_kept(report: Report, order: SettingsOrder) -> None:
         report.warn(f"the AOF of {found.address} is switched off", hint, follow=[Next("snapshot-redis", "save now")])
 
 
-def require_rights(orders: Sequence[SettingsOrder]) -> None:
-    """Raises OpsError if this user may not run a needed command, before anything is changed."""
-    for error in (error for order in orders for error in order.found.refused):
-        raise error
-
-
 def keep(
     report: Report, env: Environment, orders: Sequence[SettingsOrder], *, hours: float = 0, reason: str = ""
 ) -> None:
@@ -118,35 +169,34 @@ def keep(
     if named:
         names = ", ".join(named)
         report.fact("record of the old values", f"{names} (to undo: {UNDO} with record=…)")
-        report.state_is("some values may be set and not yet in the file", f"run it again, or {UNDO} ({names})")
 
 
-def carry_out(report: Report, env: Environment, permit: Permit, order: SettingsOrder, flow: str) -> Result:
+def carry_out(carry: Carrier, env: Environment, lines: OrderLines, flow: str) -> Result:
     """Set the values, switch the AOF on, write the file, and report the running values. `flow`: what to run again if
     the file cannot be written. Overrides whose value was replaced are closed."""
-    block, found = env.redis.at(order.found.address), order.found
-    plain = [change for change in order.changes if change != ON]
-    done = set_values(permit, block, found, plain) if plain else ()
-    saved = switch_aof_on.after(done)(permit, block, found) if ON in order.changes else None
+    report, order = carry.report, lines.order
+    done = carry(lines.setting) if lines.setting else ()
+    saved = carry(lines.switching) if lines.switching else None
     if saved:
         report.fact("AOF", f"on; written in {saved.seconds:.1f} s, {size(saved.after.aof_bytes)}")
-    writes = order.rewrite and order.has_file
-    problem = rewrite_file.after(done, saved)(permit, block, found) if writes else ""
-    after = read_settings.after(problem)(block, env.name)
+    problem = carry(lines.rewriting) if lines.rewriting else ""
+    after = read_settings.after(problem)(env.redis.at(order.found.address), env.name)
     values = _report_values(report, order, after, done)
-    if writes:
+    if lines.rewriting:
         _judge_file(report, after, problem, flow)
     records.close_replaced(env.reports_directory, after, at_once=True)
     return Result(after.address, values, values == len(order.changes) and not problem)
 
 
-def undo(report: Report, env: Environment, permit: Permit, each: SettingsUndo) -> Result:
+def undo(carry: Carrier, env: Environment, each: SettingsUndo, lines: OrderLines) -> Result:
     """Carry it out; the record is closed when all old values are restored. The overrides that it ended are reopened
     first, so that a kill leaves no value without a record."""
     records.reopen(env.reports_directory, each.reopened)
-    result = carry_out(report, env, permit, each.order, f"{UNDO} with record={each.record.name}")
-    if result.complete and not each.left:
-        records.mark_undone(env.reports_directory, each.record)
+    result = carry_out(carry, env, lines, f"{UNDO} with record={each.record.name}")
+    if lines.closing and result.complete:
+        carry(lines.closing)
+    elif lines.closing:
+        carry.skip(lines.closing, "not all old values are restored")
     return result
 
 

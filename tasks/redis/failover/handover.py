@@ -15,7 +15,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.log import logger
 from runbook.wait import until
@@ -42,8 +42,8 @@ OWN_SECONDS = 4.0
 """Sentinels that see a dead master start a failover within about two seconds, or not soon."""
 
 
-@action
-def hand_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver:
+@action(of=lambda choice: Act(ACT, choice.target))
+def hand_over(block: Redis, choice: PromotionChoice) -> HandOver:
     """From a running master to a replica: pause writes, wait until the replica has them all, switch, demote the old
     master.
 
@@ -52,10 +52,8 @@ def hand_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver
     for another ten seconds, until it is a replica (in a coordinated failover it pauses writes itself).
 
     Raises:
-        NotConfirmed: the permit is for another failover.
         OpsError: it was not started (writes continue), was not completed in time, or the master has died.
     """
-    permit.require(ACT, choice.target)
     try:
         return _hand_over(block, choice)
     except OpsError as error:
@@ -107,17 +105,15 @@ def _hand_over(block: Redis, choice: PromotionChoice) -> HandOver:
     )
 
 
-@action(idempotent=True)
-def make_follow(permit: Permit, block: Redis, old: str, new: str, gate: Callable[[GroupMember], None]) -> GroupMember:
+@action(of=lambda old, new: Act(ACT, f"{old} → {new}"), idempotent=True)
+def make_follow(block: Redis, old: str, new: str, gate: Callable[[GroupMember], None]) -> GroupMember:
     """Complete a killed run: demote the old master, if it is not a replica yet. `gate`: judges what only that one has,
     while its writes are paused.
 
     Raises:
-        NotConfirmed: the permit is for another.
         LossExceeded: the gate refuses; it stays a master, and its writes continue.
         OpsError: not all Sentinels name `new`, or the old master refuses.
     """
-    permit.require(ACT, f"{old} → {new}")
     watch = ask_sentinels(block)
     if watch.master != new:
         raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}", "run it again")
@@ -132,17 +128,15 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str, gate: Callable
     return left
 
 
-@action
-def take_over(permit: Permit, block: Redis, choice: PromotionChoice, gate: Callable[[Sequence[str]], None]) -> HandOver:
+@action(of=lambda choice: Act(ACT, choice.target))
+def take_over(block: Redis, choice: PromotionChoice, gate: Callable[[Sequence[str]], None]) -> HandOver:
     """From a dead master: wait for the Sentinels' failover; start one if they do not (never a second). `gate`: judges
     what the replicas have, directly before this run starts it.
 
     Raises:
-        NotConfirmed: the permit is for another.
         LossExceeded: the gate refuses; no failover was started.
         OpsError: the master answers again, or no replica was promoted in time.
     """
-    permit.require(ACT, choice.target)
     began = time.monotonic()
     with RedisFailoverLedger(block) as ledger:
         forcing = _Forcing(block, choice, gate)

@@ -20,7 +20,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.progress import WorkDone, progress
 from runbook.wait import until
@@ -72,15 +72,13 @@ def rewrite_aof(block: Redis, server: Persistence) -> Saved:
     return carry_out(block, server, "BGREWRITEAOF", lambda client: client.bgrewriteaof(), _is_rewritten)
 
 
-@action
-def save_blocking(permit: Permit, block: Redis, server: Persistence) -> Saved:
+@action(of=lambda server: Act(BLOCK, server.address))
+def save_blocking(block: Redis, server: Persistence) -> Saved:
     """SAVE: it blocks every client until it ends.
 
     Raises:
-        NotConfirmed: the permit does not cover this server.
         OpsError: as `save_in_background`.
     """
-    permit.require(BLOCK, server.address)
     return carry_out(block, server, "SAVE", _save, _is_saved)
 
 

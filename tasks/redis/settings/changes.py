@@ -15,7 +15,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.saving import Saved, carry_out
@@ -55,24 +55,20 @@ class SettingsChanged:
     refused: str = ""
 
 
-def act_of(address: str, change: RedisSettingChange) -> str:
-    """The act's target in a permit."""
-    return f"{change} on {address}"
+def _act_of(found: RedisServerSettings, change: RedisSettingChange) -> Act:
+    return Act(SET, f"{change} on {found.address}")
 
 
-@action(idempotent=True)
+@action(of=lambda found, changes: [_act_of(found, change) for change in changes], idempotent=True)
 def set_values(
-    permit: Permit, block: Redis, found: RedisServerSettings, changes: Sequence[RedisSettingChange]
+    block: Redis, found: RedisServerSettings, changes: Sequence[RedisSettingChange]
 ) -> tuple[SettingsChanged, ...]:
     """CONFIG SET, one after the other; before each, the server's run and role are checked.
 
     Raises:
-        NotConfirmed: a change is not in the permit.
         OpsError: the server was restarted, or changed its role. Values set before stay.
         Unreachable: the connection broke.
     """
-    for change in changes:
-        permit.require(SET, act_of(found.address, change))
     try:
         with connected(block) as client:
             done = []
@@ -119,17 +115,15 @@ def require_same(client: redis.Redis, found: RedisServerSettings) -> None:
         raise OpsError(f"Redis at {found.address} is now a {role}; it was a {found.role}", hint)
 
 
-@action
-def switch_aof_on(permit: Permit, block: Redis, found: RedisServerSettings) -> Saved:
+@action(of=lambda found: _act_of(found, ON))
+def switch_aof_on(block: Redis, found: RedisServerSettings) -> Saved:
     """CONFIG SET appendonly yes, and wait until the AOF is complete, before the file is written. After a failure it is
     switched off again, because the server would retry without end.
 
     Raises:
-        NotConfirmed: it is not in the permit.
         OpsError: the rewrite failed (with the reason from INFO and the disk).
         VerificationFailed: the number of keys changed, but no client wrote.
     """
-    permit.require(SET, act_of(found.address, ON))
     with connected(block) as client:
         require_same(client, found)
         before = _content(client)
@@ -179,15 +173,13 @@ def _content(client: redis.Redis) -> tuple[int, int, int, int]:
     return keys, changes, int(info["expired_keys"]), int(info["evicted_keys"])
 
 
-@action(idempotent=True)
-def rewrite_file(permit: Permit, block: Redis, found: RedisServerSettings) -> str:
+@action(of=lambda found: Act(REWRITE, found.address), idempotent=True)
+def rewrite_file(block: Redis, found: RedisServerSettings) -> str:
     """CONFIG REWRITE; returns why the server could not write its file, "": it did.
 
     Raises:
-        NotConfirmed: it is not in the permit.
         OpsError: the server was restarted, or changed its role.
     """
-    permit.require(REWRITE, found.address)
     with connected(block) as client:
         require_same(client, found)
         try:

@@ -3,6 +3,7 @@ was acknowledged is compared with what the new master has."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -138,13 +139,18 @@ def leftovers(group: Group) -> list[bytes]:
 
 
 @pytest.mark.parametrize("group", [1, 2], indirect=True)
-def test_a_planned_failover_loses_no_acknowledged_write(group: Group, way: str) -> None:
+def test_a_planned_failover_loses_no_acknowledged_write(
+    group: Group, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
     with Writer(group) as writer:
         report = fail_over()
         writer.wait(50)
     new = group.at(group.agreed_master())
     assert report.status is Status.OK, report.sentence()
     assert [measure.what for measure in report.measures] == ["redis replica"]
+    done = [line.partition(": done in")[0] for line in caplog.messages if re.match(r"Step .*: done in ", line)]
+    assert done == ["Step 1/4: pause writes", "Step 2/4: fail over", "Step 3/4: verify", "Step 4/4: follow"]
     assert new is not group.master
     assert writer.lost(new) == set()
     assert report.facts["acknowledged writes lost"] == "0 (proven)"
@@ -486,6 +492,8 @@ def test_a_replica_that_lost_its_data_after_the_plan_is_not_promoted(
     report = refused("unplanned")
     assert "the loss of Redis is unknown" in report.sentence()
     assert "but the plan said: at most the writes of Redis" in report.sentence()
+    assert report.state
+    assert report.state.value == f"a failover {group.master.address} → {replica.address} may have begun", "no pause"
     assert replica.client().info("replication")["role"] == "slave", "it was not promoted"
 
 
@@ -512,14 +520,13 @@ def test_killed_anywhere_it_is_launched_again_and_ends_well(group: Group, place:
 
 
 def test_somebody_else_promotes_between_judgement_and_act(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    mint = Report.permit
+    allow = Report.allow
 
-    def meanwhile(self: Report, *acts: Any, **effect: Any) -> Any:
-        permit = mint(self, *acts, **effect)
+    def meanwhile(self: Report, *acts: Any, **effect: Any) -> None:
+        allow(self, *acts, **effect)
         group.fail_over()
-        return permit
 
-    monkeypatch.setattr(Report, "permit", meanwhile)
+    monkeypatch.setattr(Report, "allow", meanwhile)
     report = refused()
     assert "changed since the plan" in report.sentence()
     assert group.agreed_master() == group.replicas[0].address, "it was not turned back"

@@ -191,7 +191,7 @@ def test_another_new_master_is_not_taken_for_what_a_killed_run_has_done(group: G
 
 
 def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    mint, replica = Report.permit, group.replicas[0]
+    allow, replica = Report.allow, group.replicas[0]
 
     def priorities() -> set[int]:
         told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
@@ -206,12 +206,11 @@ def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, mon
     replica.client().config_set("replica-priority", 100)
     until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
 
-    def meanwhile(self: Report, *acts: Any, **effect: Any) -> Any:
-        permit = mint(self, *acts, **effect)
+    def meanwhile(self: Report, *acts: Any, **effect: Any) -> None:
+        allow(self, *acts, **effect)
         group.promote()
-        return permit
 
-    monkeypatch.setattr(Report, "permit", meanwhile)
+    monkeypatch.setattr(Report, "allow", meanwhile)
     report = fail_over("unplanned")
     assert report.status is Status.WARN
     assert report.outcome.startswith(f"{replica.address} is the master")

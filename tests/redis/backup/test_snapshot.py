@@ -20,13 +20,12 @@ from flows.redis.persistence import backup_redis, snapshot_redis
 from flows.redis.snapshot import Kind, judge_master, judge_save, judge_standstill, seconds_of
 from runbook import progress
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue
 from tasks.redis.persistence import saving
 from tasks.redis.persistence.place import inspect_place, read_place
-from tasks.redis.persistence.saving import BLOCK, save_blocking, save_in_background
+from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import PersistenceState, read_persistence, state_of
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.stores.directory import DirectoryStore
@@ -169,8 +168,6 @@ def test_save_asks_first(kept: RedisServer) -> None:
     with pytest.raises(NotConfirmed):
         snapshot_redis.fn(NAME, "save", confirm="yes")
     server = read_persistence(kept.block())
-    with pytest.raises(NotConfirmed):
-        save_blocking(Permit(NAME, (Act(BLOCK, "127.0.0.1:1"),)), kept.block(), server)
     assert state(kept).saves == saves
     assert seconds_of(replace(server, state=replace(server.state, save_seconds=40))) == 40
     assert seconds_of(replace(server, dataset_bytes=10**9)) == 20

@@ -15,23 +15,13 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.redis.settings.settings import apply_redis_settings, check_redis_settings, undo_redis_settings
 from runbook import kinds
-from runbook.errors import NotConfirmed, RunbookFailed
-from runbook.guard.permit import Act, Permit
+from runbook.errors import RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
 from tasks.redis.persistence import saving
 from tasks.redis.server import call
 from tasks.redis.settings import changes as setting_changes
 from tasks.redis.settings import running as settings
-from tasks.redis.settings.changes import (
-    REWRITE,
-    SET,
-    RedisSettingChange,
-    act_of,
-    rewrite_file,
-    set_values,
-    switch_aof_on,
-)
 from tasks.redis.settings.recommended import KINDS, RECOMMENDED, Name, same, shown
 from tasks.redis.settings.running import read_settings
 from tasks.reports import setting_records as records
@@ -525,6 +515,25 @@ def test_a_server_restarted_between_set_and_rewrite(kept: RedisServer, monkeypat
     assert written(kept, "timeout") == "300"
 
 
+def test_a_server_restarted_during_an_undo(kept: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.client().config_set("timeout", 0)
+    apply()
+
+    def restart() -> None:
+        kept.crash()
+        kept.start()
+
+    with monkeypatch.context() as patched:
+        at_failpoint(patched, setting_changes, IS_SET, restart)
+        with pytest.raises(RunbookFailed, match="was restarted meanwhile") as failed:
+            undo()
+    state = failed.value.report.state
+    assert state
+    assert (state.value, state.hint) == ("some values may be set and not yet in the file", "run it again")
+    undo()
+    assert (runs(kept, "timeout"), written(kept, "timeout"), bool(told_of(kept)["undone"])) == ("0", "0", True)
+
+
 def test_a_server_killed_while_its_aof_is_switched_on(
     bare: RedisServer, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
@@ -567,6 +576,13 @@ def test_replicas_keep_their_own_values(group: Group) -> None:
     assert report.status is Status.OK, report.sentence()
     assert bad(check()) == set()
     assert (runs(replica, "timeout"), written(replica, "appendonly")) == ("300", "yes")
+    planned = undo_redis_settings.fn(NAME, everywhere=True)
+    assert [step.step for step in planned.plan_steps] == [
+        *["CONFIG SET"] * 2,
+        *("CONFIG REWRITE", "close"),
+        *["CONFIG SET"] * 3,
+        *("CONFIG REWRITE", "close"),
+    ]
     undone = undo(everywhere=True)
     assert (runs(replica, "timeout"), runs(master, "appendonly")) == ("0", "no")
     assert runs(master, "timeout") == "300", "its newest record has the others"
@@ -669,20 +685,6 @@ def test_a_user_without_the_commands(kept: RedisServer, monkeypatch: pytest.Monk
 def test_a_server_that_is_down(kept: RedisServer, quick: None) -> None:
     kept.crash()
     assert "does not answer" in check().sentence()
-
-
-def test_the_actions_ask_for_their_permit(kept: RedisServer) -> None:
-    told = read_settings(kept.block(), NAME)
-    permit = Permit(
-        NAME, (Act(SET, act_of(kept.address, RedisSettingChange("timeout", "9"))), Act(REWRITE, "127.0.0.1:1"))
-    )
-    with pytest.raises(NotConfirmed):
-        set_values(permit, kept.block(), told, (RedisSettingChange("timeout", "10"),))
-    with pytest.raises(NotConfirmed):
-        switch_aof_on(permit, kept.block(), told)
-    with pytest.raises(NotConfirmed):
-        rewrite_file(permit, kept.block(), told)
-    assert runs(kept, "timeout") == "300"
 
 
 def test_records_of_postgresql_are_read_and_left_alone(kept: RedisServer) -> None:
