@@ -263,8 +263,10 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
     toml.file_of(lab.name).write_text(
         text.replace("[ai_providers]\n", '[ai_providers]\nazure_version_variable = "AI_RATE_LIMIT"\n')
     )
-    with pytest.raises(RunbookFailed, match="rolled back to 100000, with which it is healthy"):
+    with pytest.raises(RunbookFailed, match="rolled back to 100000, with which it is healthy") as caught:
         update(NEW, health_seconds=5)
+    assert "undo" not in caught.value.report.facts
+    assert caught.value.report.outcome == "the application uses 100000 (before: 100000)"
     assert read_variable(env.application, "AI_RATE_LIMIT", "") == "100000"
     assert not (env.reports_directory / VersionMarker.FILE).exists()
     assert answers_by(env) == "azure"
