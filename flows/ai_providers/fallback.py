@@ -84,27 +84,19 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
         chain = list(env.ai_providers.chain)
         _judge_control(report, env, fault)
         left = RehearsalMarker.find(env.reports_directory)
-        require_question(env.application)
         earlier = list(dict.fromkeys([*left.providers, *chain])) if left else []
         before = [_ending(report, env, earlier, f"of the interrupted rehearsal: {', '.join(earlier)}")] if left else []
         asking = Change(
             partial(begin_interview, env.application),
             "begin an interview",
             f"of the operators' user, for {len(chain) + 2} questions",
-            needs=[lambda report: _judge_states(report, env, chain)],
+            needs=[
+                lambda report: _judge_states(report, env, chain),
+                lambda _: require_question(env.application),
+            ],
         )
         ending = replace(_ending(report, env, chain, ", ".join(chain)), is_final=True)
-        breaking = [
-            Change(
-                fail_provider.bind(env, name, fault),
-                BREAK,
-                f"{provider(env, name)}: {MEANING[fault]}",
-                seconds=1,
-                begun=State("AI providers fail on purpose", AGAIN),
-                reverse=ending.work if name == chain[0] else None,  # it ends all of them
-            )
-            for name in chain
-        ]
+        breaking = [_breaking(env, name, fault, ending) for name in chain]
         effect = Effect(
             f"the AI providers {', '.join(chain)} fail on purpose, one after the other",
             "not needed, the run ends every fault",
@@ -170,6 +162,18 @@ def _judge_use(report: Report, env: Environment, before: Mapping[str, int], firs
         expected="at least 1 for one question",
     )
     report.fail_if_critical()
+
+
+def _breaking(env: Environment, name: str, fault: RehearsedFault, ending: Change[[], None]) -> Change[[], Fault]:
+    """Plan the fault of one provider. If the run fails, the reverse of the first one ends the faults of all."""
+    return Change(
+        fail_provider.bind(env, name, fault),
+        BREAK,
+        f"{provider(env, name)}: {MEANING[fault]}",
+        seconds=1,
+        begun=State("AI providers fail on purpose", AGAIN),
+        reverse=ending.work if name == env.ai_providers.chain[0] else None,
+    )
 
 
 def _ending(report: Report, env: Environment, names: Sequence[str], detail: str) -> Change[[], None]:

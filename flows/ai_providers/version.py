@@ -19,7 +19,6 @@ from runbook.errors import OpsError
 from runbook.files.marker import Marker
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.kinds import Bound
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -93,21 +92,13 @@ def update_ai_api_version(
             report.outcome = f"{version} is already in use: nothing to switch"
             return report
         old = left.before if left else before
-        set_version = set_variable.bind(env.application, variable, KEY)
-        setting = Change(
-            set_version,
-            SET,
-            f"{variable}: {before} → {version}",
-            seconds=1,
-            pins=[lambda report: report.pin_state(variable, before)],
-            begun=State(f"the switch {old} → {version} is not complete", AGAIN),
-        )
-        restarting = _restarting(report, env, set_version, old, version, health_seconds)
+        setting = _setting(env, before, old, version)
+        restarting = _restarting(report, env, old, version, health_seconds)
         back = Next("update-ai-api-version", parameters={"version": old})
         effect = Effect(f"the application uses {version} instead of {before}", back, down=11.0)
         with carrying_out(report, setting, restarting, effect=effect) as carry:
             VersionMarker(before=old, after=version).write(env.reports_directory)
-            carry(setting, version)
+            carry(setting)
             in_use = carry(restarting)
             VersionMarker.remove(env.reports_directory)
         if in_use != old:
@@ -278,12 +269,24 @@ def judge_variable(report: Report, env: Environment, variable: str) -> None:
         )
 
 
-def _restarting(
-    report: Report, env: Environment, set_version: Bound[[str], str], before: str, after: str, seconds: float
-) -> Change[[], str]:
+def _setting(env: Environment, found: str, before: str, after: str) -> Change[[], str]:
+    """Plan the new value. `found`: the value now; `before`: the version before an interrupted switch, or `found`."""
+    variable = env.ai_providers.azure_version_variable
+    return Change(
+        set_variable.bind(env.application, variable, KEY, after),
+        SET,
+        f"{variable}: {found} → {after}",
+        seconds=1,
+        pins=[lambda report: report.pin_state(variable, found)],
+        begun=State(f"the switch {before} → {after} is not complete", AGAIN),
+    )
+
+
+def _restarting(report: Report, env: Environment, before: str, after: str, seconds: float) -> Change[[], str]:
     """Plan the restart. If the application is unhealthy with the new version, the old one is restored. Returns the
     version in use."""
     restart = restart_service.bind(env.services, BACKEND)
+    set_back = set_variable.bind(env.application, env.ai_providers.azure_version_variable, KEY, before)
 
     def switch() -> str:
         problem = _restart(env, restart, seconds)
@@ -295,7 +298,7 @@ def _restarting(
                 else "a user's question was not tested: [application.ai] ask is not configured",
             )
             return after
-        set_version(before)
+        set_back()
         if again := _restart(env, restart, RETURN_SECONDS):
             raise OpsError(
                 f"the application is also unhealthy with the old version {before}: {again}",
@@ -313,7 +316,7 @@ def _restarting(
         RESTART,
         BACKEND,
         seconds=10,
-        by=[restart, set_version],
+        by=[restart, set_back],
         done=lambda version: State(f"the application uses {version}", AGAIN),
     )
 
