@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from blocks.ai_providers import Provider
 from blocks.environment import Environment
+from runbook.change import Carrier, Change, State, carrying_out
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
@@ -26,7 +27,7 @@ from tasks.ai.interview import (
     require_question,
 )
 from tasks.application.health import wait_healthy
-from tasks.faults.disposable import BREAK, require_disposable
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 from tasks.faults.providers import (
     FAILING,
     MEANING,
@@ -83,24 +84,34 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
         chain = list(env.ai_providers.chain)
         _judge_control(report, env, fault)
         left = RehearsalMarker.find(env.reports_directory)
-        _judge_states(report, env, chain, left)
-        require_question(env.application)
-        for name in chain:
-            report.plan(BREAK, f"{provider(env, name)}: {MEANING[fault]}", seconds=1)
-        report.plan("end the faults", ", ".join(chain), seconds=1)
-        report.pin_state("providers", ", ".join(chain))
+        earlier = list(dict.fromkeys([*left.providers, *chain])) if left else []
+        before = [_ending(report, env, earlier, f"of the interrupted rehearsal: {', '.join(earlier)}")] if left else []
+        asking = Change(
+            partial(begin_interview, env.application),
+            "begin an interview",
+            f"of the operators' user, for {len(chain) + 2} questions",
+            needs=[
+                lambda report: _judge_states(report, env, chain),
+                lambda _: require_question(env.application),
+            ],
+        )
+        ending = replace(_ending(report, env, chain, ", ".join(chain)), is_final=True)
+        breaking = [_breaking(env, name, fault, ending) for name in chain]
         effect = Effect(
             f"the AI providers {', '.join(chain)} fail on purpose, one after the other",
             "not needed, the run ends every fault",
             down="AI answers come from the next provider, or fail",
         )
-        permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain), effect=effect)
-        if left:
-            heal_providers(env, list(dict.fromkeys([*left.providers, *chain])))
-            RehearsalMarker.remove(env.reports_directory)
-        wait_healthy(env.application, seconds=30, in_a_row=1)
-        interview = begin_interview(env.application)
-        replies = _rehearse(report, permit, env, fault, interview)
+        pins = [lambda report: report.pin_state("providers", ", ".join(chain))]
+        with carrying_out(report, *before, asking, *breaking, ending, effect=effect, pins=pins) as carry:
+            for one in before:
+                carry(one)
+            wait_healthy(env.application, seconds=30, in_a_row=1)
+            interview = carry(asking)
+            replies = _rehearse(report, carry, env, breaking, interview)
+            carry(ending)
+            replies.append(("none again", ask_application(interview)))
+            _judge_reply(report, "after the faults", replies[-1][1], chain[0])
         _attach_replies(report, replies)
         report.outcome = f"{len(chain)} providers failed and recovered"
     return report
@@ -153,7 +164,28 @@ def _judge_use(report: Report, env: Environment, before: Mapping[str, int], firs
     report.fail_if_critical()
 
 
-def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: RehearsalMarker | None) -> None:
+def _breaking(env: Environment, name: str, fault: RehearsedFault, ending: Change[[], None]) -> Change[[], Fault]:
+    """Plan the fault of one provider. If the run fails, the reverse of the first one ends the faults of all."""
+    return Change(
+        fail_provider.bind(env, name, fault),
+        BREAK,
+        f"{provider(env, name)}: {MEANING[fault]}",
+        seconds=1,
+        begun=State("AI providers fail on purpose", AGAIN),
+        reverse=ending.work if name == env.ai_providers.chain[0] else None,
+    )
+
+
+def _ending(report: Report, env: Environment, names: Sequence[str], detail: str) -> Change[[], None]:
+    def end() -> None:
+        heal_providers(env, names)
+        RehearsalMarker.remove(env.reports_directory)
+        report.state_is("the faults are ended", "run rehearse-fallback again")
+
+    return Change(end, "end the faults", detail, seconds=1)
+
+
+def _judge_states(report: Report, env: Environment, chain: Sequence[str]) -> None:
     """All providers must answer, unless a killed rehearsal made them fail."""
     states = read_provider_states(env)
     if unknown := [name for name in chain if name not in states]:
@@ -162,7 +194,7 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
             "correct chain",
         )
     failing = [name for name in chain if states[name] == FAILING]
-    if left:
+    if left := RehearsalMarker.find(env.reports_directory):
         report.warn(
             "interrupted rehearsal",
             "nothing to do: a confirmed run ends its faults first",
@@ -178,7 +210,7 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
 
 
 def _rehearse(
-    report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview
+    report: Report, carry: Carrier, env: Environment, breaking: Sequence[Change[[], Fault]], interview: Interview
 ) -> list[tuple[str, InterviewReply]]:
     """The failing providers and the application's reply, step by step."""
     chain, received = list(env.ai_providers.chain), read_received(env)
@@ -187,38 +219,32 @@ def _rehearse(
     report.fail_if_critical()
     _judge_use(report, env, received, chain[0])
     RehearsalMarker(providers=tuple(chain)).write(env.reports_directory)
-    report.state_is("AI providers fail on purpose", AGAIN)
-    try:
-        for number, name in enumerate(chain, 1):
-            fail_provider(permit, env, name, fault)
-            broken = ", ".join(chain[:number])
-            replies.append((broken, ask_application(interview)))
-            if number < len(chain):
-                _judge_reply(report, f"without {broken}", replies[-1][1], chain[number])
-        _judge_without_any(report, env, interview, [one for _, one in replies])
-    finally:
-        heal_providers(env, chain)
-        RehearsalMarker.remove(env.reports_directory)
-        report.state = None
-    replies.append(("none again", ask_application(interview)))
-    _judge_reply(report, "after the faults", replies[-1][1], chain[0])
+    for number, fails in enumerate(breaking, 1):
+        carry(fails)
+        broken = ", ".join(chain[:number])
+        replies.append((broken, ask_application(interview)))
+        if number < len(chain):
+            _judge_reply(report, f"without {broken}", replies[-1][1], chain[number], stops=False)
+    _judge_without_any(report, env, interview, [one for _, one in replies])
     return replies
 
 
-def _judge_reply(report: Report, when: str, reply: InterviewReply, expected: str) -> None:
+def _judge_reply(report: Report, when: str, reply: InterviewReply, expected: str, *, stops: bool = True) -> None:
     report.require(
         f"{when} the user gets an answer",
         reply.answered and reply.provider == expected,
         "check the application's log for “Provider … failed”, and the order of its chain",
         value=reply.text,
         expected=expected,
+        stops=stops,
     )
 
 
 def _judge_without_any(
     report: Report, env: Environment, interview: Interview, replies: Sequence[InterviewReply]
 ) -> None:
-    """The question without any provider: a clear refusal, and nothing half stored."""
+    """The question without any provider: a clear refusal, and nothing half stored. No finding stops the run: the faults
+    still have to be ended."""
     reply = replies[-1]
     report.fact("without any provider", reply.text)
     clear = reply.status == UNAVAILABLE and bool(reply.said)
@@ -228,6 +254,7 @@ def _judge_without_any(
         "make the application answer 503 with a sentence: 500 looks like a bug, and a hang like an outage",
         value=reply.text,
         expected=UNAVAILABLE,
+        stops=False,
     )
     stored = read_stored(interview)
     if stored is None:
@@ -240,11 +267,12 @@ def _judge_without_any(
             "store question and reply in one transaction, after the reply arrived",
             value=f"{len(halves)} of {len(replies)} questions are half stored",
             expected="answered questions with their answers, refused questions not at all",
+            stops=False,
         )
     try:
         health = wait_healthy(env.application, seconds=30, in_a_row=1)
     except OpsError as error:
-        report.fail("everything else works", error.hint, value=error.message)
+        report.fail("everything else works", error.hint, value=error.message, stops=False)
     else:
         if health.configured:
             report.passed("everything else works", value=health.answer)

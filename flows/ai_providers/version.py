@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -14,11 +14,11 @@ from blocks.ai_providers import AIProviders
 from blocks.environment import Environment
 from flows.ai_providers.check import judge_dates, judge_retirement
 from flows.ai_providers.errors import report_errors
+from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -31,7 +31,7 @@ from tasks.ai.lifecycle import Dates, read_dates
 from tasks.ai.sdks import KNOWN, is_behind, read_sdks
 from tasks.application.env_file import SET, read_variable, set_variable
 from tasks.application.health import wait_healthy
-from tasks.host.services import start_services, started_if_cancelled, stop_services
+from tasks.host.services import RESTART, restart_service, started_if_cancelled
 
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d(-preview)?|v1")
 
@@ -92,18 +92,18 @@ def update_ai_api_version(
             report.outcome = f"{version} is already in use: nothing to switch"
             return report
         old = left.before if left else before
-        report.plan(SET, f"{variable}: {before} → {version}", seconds=1, by=[set_variable])
-        report.plan(RESTART, BACKEND, seconds=10, by=[stop_services, start_services])
-        report.pin_state(variable, before)
+        setting = _setting(env, before, old, version)
+        restarting = _restarting(report, env, old, version, health_seconds)
         back = Next("update-ai-api-version", parameters={"version": old})
         effect = Effect(f"the application uses {version} instead of {before}", back, down=11.0)
-        permit = report.permit(
-            Act(SET, f"{variable} in {env.application.env_file}"), Act(RESTART, BACKEND), effect=effect
-        )
-        switch(report, permit, env, old, version, health_seconds)
-        if old != version:
-            report.fact("undo", Next("update-ai-api-version", parameters={"version": old}))
-        report.outcome = f"the application uses {version} (before: {old})"
+        with carrying_out(report, setting, restarting, effect=effect) as carry:
+            VersionMarker(before=old, after=version).write(env.reports_directory)
+            carry(setting)
+            in_use = carry(restarting)
+            VersionMarker.remove(env.reports_directory)
+        if in_use != old:
+            report.fact("undo", back)
+        report.outcome = f"the application uses {in_use} (before: {old})"
     return report
 
 
@@ -116,7 +116,8 @@ def _judge_dates(report: Report, env: Environment, version: str) -> None:
 
 
 KEY = "[ai_providers] azure_version_variable"
-RESTART, BACKEND = "restart", "backend"
+BACKEND = "backend"
+AGAIN = "run this again with the version that you want"
 RETURN_SECONDS = 120.0
 DOCUMENTATION = "https://learn.microsoft.com/azure/ai-services/openai/api-version-deprecation"
 
@@ -268,21 +269,37 @@ def judge_variable(report: Report, env: Environment, variable: str) -> None:
         )
 
 
-def switch(report: Report, permit: Permit, env: Environment, before: str, after: str, seconds: float) -> None:
-    """Write the version, restart, and check that the application answers; otherwise restore the old version.
-
-    Raises:
-        OpsError: the application is unhealthy with the old version too.
-    """
+def _setting(env: Environment, found: str, before: str, after: str) -> Change[[], str]:
+    """Plan the new value. `found`: the value now; `before`: the version before an interrupted switch, or `found`."""
     variable = env.ai_providers.azure_version_variable
-    VersionMarker(before=before, after=after).write(env.reports_directory)
-    report.state_is(f"the switch {before} → {after} is not complete", "run this again with the version that you want")
-    set_variable(permit, env.application, variable, after, KEY)
-    problem = _restart(permit, env, seconds)
-    if problem:
-        set_variable(permit, env.application, variable, before, KEY)
-        again = _restart(permit, env, RETURN_SECONDS)
-        if again:
+    return Change(
+        set_variable.bind(env.application, variable, KEY, after),
+        SET,
+        f"{variable}: {found} → {after}",
+        seconds=1,
+        pins=[lambda report: report.pin_state(variable, found)],
+        begun=State(f"the switch {before} → {after} is not complete", AGAIN),
+    )
+
+
+def _restarting(report: Report, env: Environment, before: str, after: str, seconds: float) -> Change[[], str]:
+    """Plan the restart. If the application is unhealthy with the new version, the old one is restored. Returns the
+    version in use."""
+    restart = restart_service.bind(env.services, BACKEND)
+    set_back = set_variable.bind(env.application, env.ai_providers.azure_version_variable, KEY, before)
+
+    def switch() -> str:
+        problem = _restart(env, restart, seconds)
+        if not problem:
+            report.passed(
+                f"the application is healthy with {after}",
+                value="a user's question was answered"
+                if env.application.ai.ask
+                else "a user's question was not tested: [application.ai] ask is not configured",
+            )
+            return after
+        set_back()
+        if again := _restart(env, restart, RETURN_SECONDS):
             raise OpsError(
                 f"the application is also unhealthy with the old version {before}: {again}",
                 "check the backend's log: the version is not the cause",
@@ -292,25 +309,24 @@ def switch(report: Report, permit: Permit, env: Environment, before: str, after:
             "check the backend's log and the table of differences; the old version is in use again",
             value=f"{problem}; rolled back to {before}, with which it is healthy",
         )
-    else:
-        report.passed(
-            f"the application is healthy with {after}",
-            value="a user's question was answered"
-            if env.application.ai.ask
-            else "a user's question was not tested: [application.ai] ask is not configured",
-        )
-    VersionMarker.remove(env.reports_directory)
-    report.state = None
+        return before
+
+    return Change(
+        switch,
+        RESTART,
+        BACKEND,
+        seconds=10,
+        by=[restart, set_back],
+        done=lambda version: State(f"the application uses {version}", AGAIN),
+    )
 
 
-def _restart(permit: Permit, env: Environment, seconds: float) -> str:
+def _restart(env: Environment, restart: Callable[[], object], seconds: float) -> str:
     """Restart the backend. Returns the problem, "" if it answers a user's question. If Azure is first in the chain,
     Azure must answer: a fallback would hide a version that does not work."""
-    permit.require(RESTART, BACKEND)
     try:
         with started_if_cancelled(env.services, [BACKEND]):
-            stop_services(env.services, [BACKEND])
-            start_services(env.services, [BACKEND])
+            restart()
         wait_healthy(env.application, seconds=seconds)
         if env.application.ai.ask is None:
             return ""

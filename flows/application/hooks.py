@@ -14,10 +14,10 @@ from blocks.environment import Environment
 from blocks.places import Application
 from flows.application.branch import report_branch
 from flows.application.code_findings import checkout_of, workspace_of
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.masking import without_logins
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
@@ -79,11 +79,15 @@ def install_pre_commit(
             )
         added = _added(report, env, place, missing, origin)
         _on_branch(report, env, program, hooks.merged(text, added) if added else text, seconds)
-        report.plan(INSTALL, f"{repository}: git runs pre-commit before every commit there")
-        report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
+        installing = Change(
+            hooks.install_hook.bind(program, repository, seconds),
+            INSTALL,
+            f"{repository}: git runs pre-commit before every commit there",
+            pins=[lambda report: report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())],
+        )
         effect = Effect(f"git runs pre-commit before every commit in {repository}", "pre-commit uninstall")
-        permit = report.permit(Act(INSTALL, str(repository)), effect=effect)
-        report.fact("hook", hooks.install_hook(permit, program, repository, seconds))
+        with carrying_out(report, installing, effect=effect) as carry:
+            report.fact("hook", carry(installing))
         report.outcome = f"{', '.join(missing) or 'no hook'} added; pre-commit is installed in {repository}"
     return report
 

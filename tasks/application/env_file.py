@@ -12,7 +12,7 @@ from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files import durable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 
 SET = "set"
@@ -84,14 +84,13 @@ def read_variable(application: Application, variable: str, key: str) -> str:
     return _value(find_line(application, variable, key)[1])[0]
 
 
-@action(idempotent=True)
-def set_variable(permit: Permit, application: Application, variable: str, value: str, key: str) -> str:
+@action(of=lambda application, variable: Act(SET, f"{variable} in {application.env_file}"), idempotent=True)
+def set_variable(application: Application, variable: str, key: str, value: str) -> str:
     """Set another value, in the same quotes; returns the old one.
 
     Raises:
         OpsError: the file cannot be read or written, or has no such line.
     """
-    permit.require(SET, f"{variable} in {application.env_file}")
     text, line = find_line(application, variable, key)
     before, (start, end) = _value(line)
     if before != value:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from runbook.errors import CommandFailed, OpsError, excerpt
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.application.programs import PACKAGE_VARIABLES, answer
 from tasks.application.worktree import Worktree, git
@@ -194,15 +194,14 @@ def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> Hoo
     return HookRun(hooks, done.stdout, done.seconds)
 
 
-@action(idempotent=True)
-def install_hook(permit: Permit, program: Path, repository: Path, seconds: float) -> str:
+@action(of=lambda repository: Act(INSTALL, str(repository)), idempotent=True)
+def install_hook(program: Path, repository: Path, seconds: float) -> str:
     """Run `pre-commit install` in the live checkout. An existing hook is kept and still runs; commits on a branch
     without the configuration file are allowed. Returns the hook's path.
 
     Raises:
         OpsError: pre-commit refuses (core.hooksPath is set), or the hook is missing afterwards.
     """
-    permit.require(INSTALL, str(repository))
     answer([program, "install", "--allow-missing-config"], repository, seconds=seconds, inherit=PACKAGE_VARIABLES)
     hook = (repository / git(repository, "rev-parse", "--git-common-dir").strip() / "hooks" / "pre-commit").resolve()
     if not hook.is_file() or "pre-commit" not in hook.read_text(encoding="utf-8", errors="replace"):

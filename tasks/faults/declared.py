@@ -140,7 +140,7 @@ def strike_declared(permit: Permit, env: Environment, fault: DeclaredFault) -> F
         case "clock":
             service_clock.set_clock(env, fault.service, fault.directory, fault.ahead_seconds)
         case "provider":
-            fail_provider.work(permit, env, fault.provider, fault.error, fault.delay_seconds)
+            fail_provider.work(env, fault.provider, fault.error, fault.delay_seconds)
         case "full_disk":
             _fill(Path(fault.directory), fault.leave_bytes)
         case _:

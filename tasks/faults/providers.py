@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from blocks.ai_providers import ProviderFault
 from blocks.environment import Environment
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.ai.answer import Failed
 from tasks.ai.http import call
-from tasks.faults.disposable import Fault, require_allowed, require_disposable
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 
 SECONDS = 10.0
 FAILING = "failing"
@@ -73,16 +73,14 @@ def read_received(env: Environment) -> dict[str, int]:
     return {str(name): int(count) for name, count in found.items()}
 
 
-@action(idempotent=True)
-def fail_provider(
-    permit: Permit, env: Environment, name: str, fault: ProviderFault = "500", delay_seconds: float = 0.0
-) -> Fault:
+@action(of=lambda env, name: Act(BREAK, provider(env, name)), idempotent=True)
+def fail_provider(env: Environment, name: str, fault: ProviderFault = "500", delay_seconds: float = 0.0) -> Fault:
     """Make every request to a provider fail in this way, from now on; `slow`: every answer is delayed.
 
     Raises:
         OpsError: the environment is not disposable, or the provider cannot fail in this way.
     """
-    require_allowed(env, permit, provider(env, name))
+    require_disposable(env)
     began = datetime.now(UTC)
     _set(env, name, failing=True, fault=fault, delay_seconds=delay_seconds)
     return Fault(f"{name}: {MEANING[fault]}", began, datetime.now(UTC))

@@ -10,11 +10,13 @@ from pathlib import Path
 from blocks.services.service import Services
 from runbook.current import leaves, removed
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.masking import MASK
 from runbook.wait import until
 
+RESTART = "restart"
 PROVE_SECONDS = 30.0
 LOG_LINES = 3
 Answers = Callable[[str], bool]
@@ -100,6 +102,17 @@ def start_services(
             _prove(services, role, running=True, seconds=seconds, answers=answers)
     logger().info("started: %s", ", ".join(roles))
     return Started(tuple(roles))
+
+
+@action(of=lambda role: Act(RESTART, role), idempotent=True)
+def restart_service(services: Services, role: str) -> Started:
+    """Stop a role, then start it.
+
+    Raises:
+        as `stop_services` and `start_services`.
+    """
+    stop_services.work(services, [role])
+    return start_services.work(services, [role])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ backend is really restarted."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from flows.ai_providers.fallback import rehearse_fallback
 from flows.ai_providers.version import VersionMarker, update_ai_api_version
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
+from runbook.files.chain import reports_in
 from runbook.report import Report, Status
 from tasks.ai.interview import ask_application, begin_interview
 from tasks.application.env_file import read_variable
@@ -63,6 +65,15 @@ import sys
 from flows.ai_providers.fallback import rehearse_fallback
 rehearse_fallback.fn(sys.argv[1], confirm=sys.argv[1])
 """
+CANCELLED = f"""
+import signal
+from prefect.exceptions import TerminationSignal
+
+def end(number, frame):
+    raise TerminationSignal(number)
+
+signal.signal(signal.SIGTERM, end)
+{KILLED}"""
 
 
 def test_the_next_provider_answers_and_without_any_the_user_is_refused_also_after_a_killed_run(lab: Lab) -> None:
@@ -70,6 +81,8 @@ def test_the_next_provider_answers_and_without_any_the_user_is_refused_also_afte
     half_done = env.reports_directory / fallback.RehearsalMarker.FILE
     plan = rehearse_fallback.fn(lab.name)
     assert (plan.status, read_provider_states(env)) == (Status.PLANNED, WELL)
+    steps = ["begin an interview", *["break"] * len(WELL), "end the faults"]
+    assert [one.step for one in plan.plan_steps] == steps
 
     report = rehearse_fallback(lab.name, confirm=lab.name)  # as a flow run
     assert report.status is Status.OK, report.sentence()
@@ -87,11 +100,20 @@ def test_the_next_provider_answers_and_without_any_the_user_is_refused_also_afte
     done = forked.run(["-c", KILLED, lab.name], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert set(read_provider_states(env).values()) == {"failing"}
-    assert "failing: azure, bedrock, vertex" in finding(rehearse_fallback.fn(lab.name), "interrupted rehearsal")[1]
+    plan = rehearse_fallback.fn(lab.name)
+    assert "failing: azure, bedrock, vertex" in finding(plan, "interrupted rehearsal")[1]
+    assert [one.step for one in plan.plan_steps] == ["end the faults", *steps]
     assert set(read_provider_states(env).values()) == {"failing"}, "a plan changes nothing"
     report = rehearse_fallback.fn(lab.name, confirm=lab.name)
     assert report.status is Status.WARN, report.sentence()
     assert (read_provider_states(env), half_done.exists(), answers_by(env)) == (WELL, False, "azure")
+
+    done = forked.run(["-c", CANCELLED, lab.name], {**variables, "OPS_FAILPOINT": "after read_stored:cancel"})
+    assert done.returncode, done.stdout
+    assert (read_provider_states(env), half_done.exists()) == (WELL, False)
+    newest = json.loads(reports_in(env.reports_directory)[-1].read_text())
+    ended = {one["name"]: one["value"] for one in newest["findings"]}
+    assert ended["state of the system"] == "the faults are ended"
 
     # A bug: what the first provider fails with is what the user gets.
     source = Path(env.application.backend_directory) / "grc_backend" / "ai.py"
@@ -241,8 +263,10 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
     toml.file_of(lab.name).write_text(
         text.replace("[ai_providers]\n", '[ai_providers]\nazure_version_variable = "AI_RATE_LIMIT"\n')
     )
-    with pytest.raises(RunbookFailed, match="rolled back to 100000, with which it is healthy"):
+    with pytest.raises(RunbookFailed, match="rolled back to 100000, with which it is healthy") as caught:
         update(NEW, health_seconds=5)
+    assert "undo" not in caught.value.report.facts
+    assert caught.value.report.outcome == "the application uses 100000 (before: 100000)"
     assert read_variable(env.application, "AI_RATE_LIMIT", "") == "100000"
     assert not (env.reports_directory / VersionMarker.FILE).exists()
     assert answers_by(env) == "azure"
