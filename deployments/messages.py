@@ -43,6 +43,7 @@ VERBS = frozenset(
         "plan",
         "state_is",
         "Change",
+        "PlannedStep",
         "Check",
         "State",
         "Evidence",
