@@ -381,7 +381,7 @@ def _planned(setting: RecommendedSetting, change: PostgresSettingChange) -> str:
     return f"{change}; now {setting.shown}{less}; takes effect by {needs(setting)}"
 
 
-def show_effect(report: Report, settings: Sequence[RecommendedSetting]) -> None:
+def show_effect(report: Report, settings: tuple[RecommendedSetting, ...]) -> None:
     """The values in effect, and those that wait for a restart."""
     report.table(
         "In effect",
