@@ -150,7 +150,7 @@ def apply_migrations(
         )
         check = _checking(report, env)
         effect = Effect(
-            f"{name} goes from {current or BASE} to {ends[1]} ({counted(len(pending), 'migration')})",
+            f"{name} goes from {current or BASE} to {pending[-1].revision} ({counted(len(pending), 'migration')})",
             "rollback-migrations",
             "a rehearsal on a copy finds first what is lost",
             f"a lock waits at most {longest_lock_seconds:g} s",

@@ -313,8 +313,12 @@ def _replacing(
 
 def _planned(pair: TablePair, expected: TableSum, source: str) -> PlannedStep:
     now = max(expected.bytes, pair.live.bytes)
-    rows = f"{pair.live_rows:,} live rows → {expected.rows:,} rows of {source}; old rows are kept"
-    return PlannedStep("replace rows", f"{pair.live.name}: {rows}", now, max(0.1, now / ROWS_BYTES_PER_SECOND))
+    return PlannedStep(
+        "replace rows",
+        f"{pair.live.name}: {pair.live_rows:,} live rows → {expected.rows:,} rows of {source}; old rows are kept",
+        now,
+        max(0.1, now / ROWS_BYTES_PER_SECOND),
+    )
 
 
 def _tidying(env: Environment, pairs: Sequence[TablePair]) -> Change[[Exchange], tuple[str, ...]]:

@@ -138,14 +138,13 @@ def _install(report: Report, env: Environment, database: str) -> None:
         raise OpsError("amcheck is not available on this server", "install the contrib package of its version")
     if found.in_recovery:
         raise OpsError("a standby cannot install an extension", "install it on the primary; replication copies it")
-    undo = f"DROP EXTENSION {EXTENSION}"
     installing = Change(
         install_amcheck.bind(env.postgres, database),
         INSTALL,
-        f"{EXTENSION} {found.available} in {database}; undo: {undo}",
+        f"{EXTENSION} {found.available} in {database}; undo: DROP EXTENSION {EXTENSION}",
         pins=[lambda report: pin_database(report, env.postgres)],
     )
-    effect = Effect(f"the extension {EXTENSION} is installed in {database}", undo)
+    effect = Effect(f"the extension {EXTENSION} is installed in {database}", f"DROP EXTENSION {EXTENSION}")
     with carrying_out(report, installing, effect=effect) as carry:
         carry(installing)
 
