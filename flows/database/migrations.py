@@ -34,7 +34,7 @@ from tasks.migrations.alembic import (
 from tasks.migrations.rehearsal import read_live_schema
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scratch import scratch_name
-from tasks.migrations.scripts import BASE, read_heads
+from tasks.migrations.scripts import BASE, Script, read_heads
 from tasks.postgres.server.server import read_database_bytes
 
 Seconds = Annotated[float, Field(ge=0, le=86400)]
@@ -129,25 +129,10 @@ def apply_migrations(
         size = read_database_bytes(env.postgres, name)
         rehearsal.judge_space(report, env, size)
         ends = current, pending[-1].revision
-        rehearse = Change(
-            lambda: rehearsal.rehearse(report, env, *ends, first="up", longest=longest_lock_seconds),
-            "rehearse up, down, up",
-            f"on the scratch copy {scratch_name(name)} (check-migrations with rehearse=true shows locks)",
-            size=size,
-            seconds=size / rehearsal.COPY_BYTES_PER_SECOND + 5,
-            begun=State(f"{name} is unchanged, at {current or BASE}", FIX),
-        )
+        rehearse = _rehearsing(report, env, ends, size, longest_lock_seconds)
         backups = live.backing_up(report, env)
-        migrate = live.migrating(
-            env,
-            pending,
-            ends,
-            [
-                PlannedStep("migrate", f"{', '.join(one.down) or 'nothing'} → {one.revision}: {one.title}")
-                for one in pending
-            ],
-            upgrade_live.bind(env.postgres, env.application, Upgrade(current, pending)),
-        )
+        action = upgrade_live.bind(env.postgres, env.application, Upgrade(current, pending))
+        migrate = live.migrating(env, pending, ends, [_up(script) for script in pending], action)
         check = _checking(report, env)
         effect = Effect(
             f"{name} goes from {current or BASE} to {pending[-1].revision} ({counted(len(pending), 'migration')})",
@@ -163,6 +148,28 @@ def apply_migrations(
             carry(check, rehearsed, carry(migrate, read_live_schema(env.postgres, name)))
         report.outcome = f"{name} is at {ends[1]}"
     return report
+
+
+def _rehearsing(
+    report: Report, env: Environment, ends: tuple[str, str], size: int, longest: float
+) -> Change[[], Rehearsed]:
+    name = env.postgres.database
+    return Change(
+        lambda: rehearsal.rehearse(report, env, *ends, first="up", longest=longest),
+        "rehearse up, down, up",
+        f"on the scratch copy {scratch_name(name)} (check-migrations with rehearse=true shows locks)",
+        size=size,
+        seconds=size / rehearsal.COPY_BYTES_PER_SECOND + 5,
+        begun=State(f"{name} is unchanged, at {ends[0] or BASE}", FIX),
+    )
+
+
+def _up(script: Script) -> PlannedStep:
+    return PlannedStep("migrate", f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}")
+
+
+def _down(script: Script) -> PlannedStep:
+    return PlannedStep("roll back", f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}")
 
 
 def _checking(report: Report, env: Environment) -> Check[[Rehearsed, MigratedDatabase], None]:
@@ -224,16 +231,8 @@ def rollback_migrations(
         rehearsed = rehearsal.rehearse(report, env, current, target, first="down", longest=longest_lock_seconds)
         undo = live.judge_losses(report, env, rehearsed, MigrationUndo(current, target, undone), lose_rows)
         backups = live.backing_up(report, env)
-        roll_back = live.migrating(
-            env,
-            undone,
-            (current, target),
-            [
-                PlannedStep("roll back", f"{one.revision} → {', '.join(one.down) or BASE}: {one.title}")
-                for one in undone
-            ],
-            downgrade.bind(env.postgres, env.application, undo),
-        )
+        action = downgrade.bind(env.postgres, env.application, undo)
+        roll_back = live.migrating(env, undone, (current, target), [_down(script) for script in undone], action)
         check = Check(partial(live.judge_result, report, env), "check", "revision, schema as rehearsed", seconds=2)
         effect = Effect(
             f"{name} goes from {current} back to {target or BASE} ({counted(len(undone), 'migration')})",
