@@ -9,7 +9,8 @@ from blocks.environment import Environment, Stores
 from flows.deleting import judge_clocks, limit_unattended
 from flows.store import mark_failed, note, store_for
 from runbook import clock
-from runbook.guard.permit import Permit
+from runbook.change import Change
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration, size
@@ -29,7 +30,7 @@ from tasks.backups.retention import (
 def find_prunable(
     report: Report, env: Environment, kind: Kind, rule: RetentionRule, which: Stores = "backups"
 ) -> Sequence[Backup]:
-    """The backups that the retention rule deletes, each as a planned step.
+    """The backups that the retention rule deletes.
 
     Raises:
         RunbookFailed: this host's clock is wrong, or the newest verified backup is damaged.
@@ -65,11 +66,6 @@ def find_prunable(
     doomed = limit_unattended(report, env, "backups", stored.doomed(rule), number)
     if doomed:
         _judge_newest(report, verified[-1])
-    for backup in doomed:
-        kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
-        report.plan(
-            "delete", f"{backup.name}, taken {duration(backup.age_seconds)} ago{kept}", size=backup.manifest.bytes
-        )
     return doomed
 
 
@@ -108,14 +104,26 @@ def _judge_newest(report: Report, newest: Backup) -> None:
     report.fail_if_critical()
 
 
-def prune(report: Report, permit: Permit, env: Environment, doomed: Sequence[Backup]) -> None:
-    """Delete them and note it in the backup log."""
-    later = doomed[0].store.keeps_deleted()  # queried first: an error after the deletion would hide that it succeeded
-    freed = delete_backups(permit, env.name, doomed)
-    note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
-    when = {
-        True: "are freed when the bucket's lifecycle rule removes their versions",
-        False: "freed",
-        None: "freed, or still kept as versions: the policy does not allow s3:GetBucketVersioning",
-    }
-    report.outcome = f"{len(doomed)} deleted, {size(freed)} {when[later]}"
+def deletion_of(report: Report, env: Environment, doomed: Sequence[Backup]) -> Change[[], None]:
+    """Delete them, one line each, and note it in the backup log."""
+    delete = delete_backups.bind(env.name, doomed)
+
+    def prune() -> None:
+        later = doomed[0].store.keeps_deleted()  # queried first: an error after the deletion would hide its success
+        freed = delete()
+        note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
+        when = {
+            True: "are freed when the bucket's lifecycle rule removes their versions",
+            False: "freed",
+            None: "freed, or still kept as versions: the policy does not allow s3:GetBucketVersioning",
+        }
+        report.outcome = f"{len(doomed)} deleted, {size(freed)} {when[later]}"
+
+    first, *others = [_planned(env, backup) for backup in doomed]
+    return Change(prune, first.step, first.detail, size=first.bytes, more=others, by=[delete])
+
+
+def _planned(env: Environment, backup: Backup) -> PlannedStep:
+    kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
+    detail = f"{backup.name}, taken {duration(backup.age_seconds)} ago{kept}"
+    return PlannedStep("delete", detail, backup.manifest.bytes)

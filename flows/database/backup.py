@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -16,15 +17,15 @@ from flows.database import expectations, wal_pruning
 from flows.database.base_backup import verify_cluster
 from flows.database.verification import restored_privately, show_trend, verify_database
 from flows.pinned import pin_deleted
-from flows.pruning import find_prunable, prune
+from flows.pruning import deletion_of, find_prunable
 from flows.recovery.objectives import board
 from flows.redis.verification import verify_redis
 from flows.store import judge_key, judge_shrunk, measured, note, show_backups, store_for, tidy
 from runbook import clock, metrics
+from runbook.change import carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -32,7 +33,7 @@ from runbook.units import counted, duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, kind_of
 from tasks.backups.manifest import Kind, Manifest, sums_of
-from tasks.backups.retention import AS_TOML, DELETE, rule_of
+from tasks.backups.retention import AS_TOML, rule_of
 from tasks.host.disk import read_disk
 from tasks.postgres.dump.dump import FULL, Dumped, Form, What, dump_database, dump_globals
 from tasks.postgres.dump.snapshot import read_lock_limit
@@ -205,15 +206,12 @@ def prune_backups(
             show_backups(report, env)
             report.outcome = "nothing to delete"
             return report
-        pin_deleted(report, "backups", ((backup.where, backup.manifest.bytes) for backup in doomed))
-        if wal:
-            pin_deleted(report, "WAL", wal_pruning.files(wal))
-        permit = report.permit(
-            *(Act(DELETE, backup.where) for backup in doomed), *wal_pruning.acts(wal), effect=_effect(doomed, wal)
-        )
-        if doomed:
-            prune(report, permit, env, doomed)
-        wal_pruning.prune_wal(report, permit, wal)
+        deletions, of_wal = [deletion_of(report, env, doomed)] if doomed else [], wal_pruning.deletions_of(wal)
+        pins = [partial(_pin_deleted, doomed, wal)]
+        with carrying_out(report, *deletions, *of_wal, effect=_effect(doomed, wal), pins=pins) as carry:
+            for deletion in deletions:
+                carry(deletion)
+            wal_pruning.prune_wal(report, carry, wal, of_wal)
         show_backups(report, env)
     return report
 
@@ -367,6 +365,12 @@ def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     )
     if content.not_compared:
         report.table("Not compared by a restore", ("object",), [(what,) for what in content.not_compared])
+
+
+def _pin_deleted(doomed: Sequence[Backup], wal: Sequence[OldWal], report: Report) -> None:
+    pin_deleted(report, "backups", ((backup.where, backup.manifest.bytes) for backup in doomed))
+    if wal:
+        pin_deleted(report, "WAL", wal_pruning.files(wal))
 
 
 def _effect(doomed: Sequence[Backup], wal: Sequence[OldWal]) -> Effect:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -9,25 +10,35 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.database import expectations
 from flows.database.migration import live, rehearsal, revisions
-from flows.database.migration.live import carry_out
-from flows.database.migration.rehearsal import judge_expectations
+from flows.database.migration.rehearsal import Rehearsed, judge_expectations
 from flows.database.migration.review import find_unfinished, judge_new, rehearse_new, scratch_at
 from flows.pinned import pin_database
+from runbook.change import Change, Check, State, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted
-from tasks.migrations.alembic import MIGRATE, MigrationUndo, Upgrade, downgrade, read_revision, upgrade
+from tasks.migrations.alembic import (
+    MigratedDatabase,
+    MigrationUndo,
+    Upgrade,
+    downgrade,
+    read_revision,
+    upgrade_live,
+)
+from tasks.migrations.rehearsal import read_live_schema
 from tasks.migrations.revision import check_message, create_revision
-from tasks.migrations.scripts import BASE, read_heads
+from tasks.migrations.scratch import scratch_name
+from tasks.migrations.scripts import BASE, Script, read_heads
 from tasks.postgres.server.server import read_database_bytes
 
 Seconds = Annotated[float, Field(ge=0, le=86400)]
+FIX = "fix the findings above, then run this again"
 
 
 @flow(name="check-migrations", flow_run_name=RunName("check-migrations {environment}"))
@@ -117,39 +128,57 @@ def apply_migrations(
         revisions.judge_downgrades(report, pending, Status.WARN)
         size = read_database_bytes(env.postgres, name)
         rehearsal.judge_space(report, env, size)
-        live.plan_rehearsal(report, env, size, "up, down, up")
-        live.plan_backup(report, env)
-        for number, script in enumerate(pending):
-            what = f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}"
-            report.plan("migrate", what, by=[upgrade], shared=number > 0)
-        sound = ", expectations on the migrated data" * bool(env.suites)
-        report.plan("check", f"revision, schema as rehearsed{sound}", seconds=2)
-        pin_database(report, env.postgres)
-        report.pin_state("revision of the database", current or BASE)
+        ends = current, pending[-1].revision
+        rehearse = _rehearsing(report, env, ends, size, longest_lock_seconds)
+        backups = live.backing_up(report, env)
+        action = upgrade_live.bind(env.postgres, env.application, Upgrade(current, pending))
+        migrate = live.migrating(env, pending, ends, [_up(script) for script in pending], action)
+        check = _checking(report, env)
         effect = Effect(
             f"{name} goes from {current or BASE} to {pending[-1].revision} ({counted(len(pending), 'migration')})",
             "rollback-migrations",
             "a rehearsal on a copy finds first what is lost",
             f"a lock waits at most {longest_lock_seconds:g} s",
         )
-        permit = report.permit(Act(MIGRATE, name), effect=effect)
-        report.state_is(f"{name} is unchanged, at {current or BASE}", "fix the findings above, then run this again")
-        target = pending[-1].revision
-        rehearsed = rehearsal.rehearse(report, env, current, target, first="up", longest=longest_lock_seconds)
-        live.judge_upgrade(report, env, rehearsed)
-        live.secure_backup(report, env)
-        ends, judged = (current, target), Upgrade(current, pending)
-        carry_out(
-            report,
-            env,
-            pending,
-            ends,
-            rehearsed,
-            lambda: upgrade(permit, env.postgres, env.application, name, target, rehearsed=judged),
-        )
-        judge_expectations(report, env, name, "after it")
-        report.outcome = f"{name} is at {target}"
+        pins = [lambda report: pin_database(report, env.postgres)]
+        with carrying_out(report, rehearse, *backups, migrate, check, effect=effect, pins=pins) as carry:
+            rehearsed = carry(rehearse)
+            live.judge_upgrade(report, env, rehearsed)
+            live.secure_backup(report, env, carry, backups)
+            carry(check, rehearsed, carry(migrate, read_live_schema(env.postgres, name)))
+        report.outcome = f"{name} is at {ends[1]}"
     return report
+
+
+def _rehearsing(
+    report: Report, env: Environment, ends: tuple[str, str], size: int, longest: float
+) -> Change[[], Rehearsed]:
+    name = env.postgres.database
+    return Change(
+        lambda: rehearsal.rehearse(report, env, *ends, first="up", longest=longest),
+        "rehearse up, down, up",
+        f"on the scratch copy {scratch_name(name)} (check-migrations with rehearse=true shows locks)",
+        size=size,
+        seconds=size / rehearsal.COPY_BYTES_PER_SECOND + 5,
+        begun=State(f"{name} is unchanged, at {ends[0] or BASE}", FIX),
+    )
+
+
+def _up(script: Script) -> PlannedStep:
+    return PlannedStep("migrate", f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}")
+
+
+def _down(script: Script) -> PlannedStep:
+    return PlannedStep("roll back", f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}")
+
+
+def _checking(report: Report, env: Environment) -> Check[[Rehearsed, MigratedDatabase], None]:
+    def check(rehearsed: Rehearsed, done: MigratedDatabase) -> None:
+        live.judge_result(report, env, rehearsed, done)
+        judge_expectations(report, env, env.postgres.database, "after it")
+
+    sound = ", expectations on the migrated data" * bool(env.suites)
+    return Check(check, "check", f"revision, schema as rehearsed{sound}", seconds=2)
 
 
 @flow(name="rollback-migrations", flow_run_name=RunName("rollback-migrations {environment} {revision}"))
@@ -193,7 +222,7 @@ def rollback_migrations(
             report.outcome = f"nothing to roll back: {name} is at {current or BASE}"
             return report
         report.pin("revision", target or BASE)
-        report.state_is(f"{name} is unchanged, at {current}", "fix the findings above, then run this again")
+        report.state_is(f"{name} is unchanged, at {current}", FIX)
         revisions.judge_downgrades(report, undone, Status.CRITICAL)
         size = read_database_bytes(env.postgres, name)
         rehearsal.judge_space(report, env, size)
@@ -201,23 +230,20 @@ def rollback_migrations(
         report.fail_if_critical()
         rehearsed = rehearsal.rehearse(report, env, current, target, first="down", longest=longest_lock_seconds)
         undo = live.judge_losses(report, env, rehearsed, MigrationUndo(current, target, undone), lose_rows)
-        live.plan_rehearsal(report, env, size, "down, up, down, again")
-        live.plan_backup(report, env)
-        for number, script in enumerate(undone):
-            what = f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}"
-            report.plan("roll back", what, by=[downgrade], shared=number > 0)
-        pin_database(report, env.postgres, replaced=True)
-        report.pin_state("revision of the database", current or BASE)
+        backups = live.backing_up(report, env)
+        action = downgrade.bind(env.postgres, env.application, undo)
+        roll_back = live.migrating(env, undone, (current, target), [_down(script) for script in undone], action)
+        check = Check(partial(live.judge_result, report, env), "check", "revision, schema as rehearsed", seconds=2)
         effect = Effect(
             f"{name} goes from {current} back to {target or BASE} ({counted(len(undone), 'migration')})",
             "apply-migrations, and the backup for the rows",
             f"data of {counted(undo.rows, 'row')} is lost" if undo.rows else "",
             f"a lock waits at most {longest_lock_seconds:g} s",
         )
-        permit = report.permit(undo.act(name), effect=effect)
-        live.secure_backup(report, env)
-        ends = current, target
-        carry_out(report, env, undone, ends, rehearsed, lambda: downgrade(permit, env.postgres, env.application, undo))
+        pins = [lambda report: pin_database(report, env.postgres, replaced=True)]
+        with carrying_out(report, *backups, roll_back, check, effect=effect, pins=pins) as carry:
+            live.secure_backup(report, env, carry, backups)
+            carry(check, rehearsed, carry(roll_back, read_live_schema(env.postgres, name)))
         report.outcome = f"{name} is at {target or BASE}"
     return report
 

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec
 
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
+from blocks.postgres.server import Connection
 from flows.database import restore_steps
 from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup
+from flows.database.live_tables import judge_columns, judge_definitions, judge_generated, judge_ties
 from flows.database.undo_restore import NEWEST
 from flows.pinned import pin_database
 from flows.store import judge_files
+from runbook.change import Change, Check, State, carrying_out
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
+from runbook.kinds import Bound
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import first_of
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.sums import TableSum
-from tasks.postgres.dump.accepted import restore_without
-from tasks.postgres.dump.generated import COLUMN
-from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in, unpacking_of
+from tasks.postgres.restore.staged_copy import Copy, check_jobs, content_in, dump_in, unpacking_of
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_identity, read_position, read_server
 from tasks.postgres.tables.find import expected_of, files_of, read_sums
 from tasks.postgres.tables.kept import SupersededTable, find_superseded_tables, free_stamp, kept_name
-from tasks.postgres.tables.pairs import TablePair, find_live, match_tables, pair_kept, unequal_columns, with_accepted
+from tasks.postgres.tables.pairs import TablePair, match_tables, pair_kept, with_accepted
 from tasks.postgres.tables.scratch import (
-    REPLACE_ROWS,
     drop_tables_scratch,
     fill_tables,
     open_schema,
@@ -47,6 +48,8 @@ from tasks.postgres.tables.scratch import (
 )
 from tasks.postgres.tables.swap import Exchange, TableOrder, swap_kept_rows, swap_rows, tidy_tables
 from tasks.postgres.tables.ties import Ties, read_ties
+
+P = ParamSpec("P")
 
 
 @flow(name="restore-tables", flow_run_name=RunName("restore-tables {environment} {tables} {backup}"))
@@ -111,25 +114,18 @@ def restore_tables(
             judge_definitions(report, pairs, ties, chosen)
             judge_generated(report, pairs, chosen, accepted)
             judge_space(report, env, wanted, unpacking_of(env.postgres, chosen, rows))
-            plan_tables(report, wanted, chosen.name)
-            pin_database(report, env.postgres, replaced=True)
             gate = _gate(report, env, pairs, chosen)
-            permit = report.permit(*acts(pairs), effect=_effect(pairs, chosen, gate))
-            report.state_is(UNCHANGED, FIX)
-            with advisory_lock(env.postgres) as guard:
-                copies = [pair.wanted for pair in pairs]
-                filled = fill_tables(permit, env.postgres, chosen, scratch, copies, workers, accepted)
-                every_column = [replace(one, uncompared=frozenset()) for one in copies]  # as the backup has them
-                whole = read_sums.after(filled)(env.postgres, scratch.database, every_column)
-                with restore_steps.noting_failure(report, chosen):
-                    prove(report, wanted, whole)
-                found = read_sums.after(whole)(env.postgres, scratch.database, copies)
-                wanted = list(zip(pairs, found, strict=True))
-                order = TableOrder(ties, free_stamp(env.postgres), chosen.name, gate.judge)
-                gate.look_ahead()
-                warn_undecided(report, pairs, order.stamp)
-                done = swap_rows.after(found)(permit, env.postgres, guard, scratch, wanted, order)
-            report_results(report, env, pairs, ties, done)
+            fill, proof = _filling(env, chosen, scratch, wanted), _proving(report, env, chosen, scratch, wanted)
+            action = swap_rows.bind(env.postgres, scratch, pairs)
+
+            def replaced(guard: Connection, found: Sequence[TableSum]) -> Exchange:
+                return action(guard, found, table_order(report, env, pairs, ties, chosen.name, gate))
+
+            swap, tidy = _replacing(env, wanted, chosen.name, replaced, action), _tidying(env, pairs)
+            with carrying_out(report, fill, proof, swap, tidy, effect=_effect(pairs, chosen, gate)) as carry:
+                with advisory_lock(env.postgres) as guard:
+                    done = carry(swap, guard, carry(proof, carry(fill, workers, accepted)))
+                report_results(report, ties, done, carry(tidy, done))
         finally:
             with contextlib.suppress(OpsError):  # after a crash of the server the next run drops it
                 drop_tables_scratch(env.postgres)
@@ -177,25 +173,25 @@ def undo_restore_tables(
         judge_columns(report, pairs, kept=True)
         judge_space(report, env, wanted)
         report.fact("old rows", f"replaced {old[0].since} by {old[0].backup}")
-        plan_tables(report, wanted, old[0].stamp)
-        pin_database(report, env.postgres, replaced=True)
         gate = _gate_of_undo(report, env, pairs, old[0])
+        action = swap_kept_rows.bind(env.postgres, pairs, found)
+
+        def replaced() -> Exchange:
+            with advisory_lock(env.postgres) as guard:
+                return action(guard, table_order(report, env, pairs, ties, "undo-restore-tables", gate))
+
+        swap, tidy = _replacing(env, wanted, old[0].stamp, replaced, action), _tidying(env, pairs)
         effect = Effect(f"the old rows of {_names(pairs)} are live again", "run it again", (gate.plan(),), LOCKED)
-        permit = report.permit(*acts(pairs), effect=effect)
-        report.state_is(UNCHANGED, FIX)
-        with advisory_lock(env.postgres) as guard:
-            order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables", gate.judge)
-            gate.look_ahead()
-            warn_undecided(report, pairs, order.stamp)
-            done = swap_kept_rows.after(found)(permit, env.postgres, guard, wanted, order)
-        report.loses(gate.measured)
-        report_results(report, env, pairs, ties, done)
+        with carrying_out(report, swap, tidy, effect=effect) as carry:
+            done = carry(swap)
+            report.loses(gate.measured)
+            report_results(report, ties, done, carry(tidy, done))
         report.outcome = f"{len(pairs)} tables have the rows again that were replaced {old[0].since}"
     return report
 
 
 MOST_TABLES = 50
-UNCHANGED, FIX = "the live tables are unchanged", "fix the findings above, then run this again"
+UNCHANGED = State("the live tables are unchanged", "fix the findings above, then run this again")
 # Measured for restore, transfer and replacement together; the plan's estimate uses it.
 ROWS_BYTES_PER_SECOND = 40e6
 Wanted = Sequence[tuple[TablePair, TableSum]]
@@ -234,83 +230,6 @@ def choose_kept(found: Sequence[SupersededTable], kept: str) -> list[SupersededT
     return chosen
 
 
-def acts(pairs: Sequence[TablePair]) -> list[Act]:
-    return [Act(REPLACE_ROWS, pair.live.name) for pair in pairs]
-
-
-def judge_live(report: Report, env: Environment, tables: Sequence[str]) -> None:
-    """Judge the live tables as restore-tables does, before a copy is built for it."""
-    judge_ties(report, read_ties(env.postgres, find_live(env.postgres, tables)))
-
-
-def judge_definitions(report: Report, pairs: Sequence[TablePair], ties: Ties, backup: Backup) -> None:
-    """Whether the backup's rows fit the live tables, and whether every constraint would be checked."""
-    judge_columns(report, pairs)
-    judge_ties(report, ties)
-    texts = content_in(backup).definitions
-    newer = [
-        name
-        for name, definition in ties.deferrable
-        if not any(f" {name} (owner " in key.replace(".", " ") and definition in text for key, text in texts.items())
-    ]
-    report.require(
-        "deferrable constraints",
-        not newer,
-        "make them NOT DEFERRABLE for the restore, or run restore-database: this run could not check them",
-        value=f"newer than the backup: {', '.join(newer)}" if newer else f"{len(ties.deferrable)}, all in the backup",
-    )
-
-
-def judge_generated(report: Report, pairs: Sequence[TablePair], backup: Backup, accepted: Sequence[str]) -> None:
-    """The live table computes its generated columns: values that it would compute otherwise are accepted by name."""
-    chosen = {(pair.live.schema, pair.live.relation) for pair in pairs}
-    found = [one for one in content_in(backup).uncomputable if (one.schema_name, one.table) in chosen]
-    refused = [one for one in found if f"{COLUMN} {one.name}" not in accepted]
-    report.require(
-        "generated columns",
-        not refused,
-        restore_without(accepted, [f"{COLUMN} {one.name}" for one in refused])
-        + "the live table then computes them anew; restore-database into=… has the values of the backup",
-        value="; ".join(f"{one.name}: {one.why}" for one in refused[:5]) or f"{len(found)} accepted as computed anew",
-        expected="values that the live table computes again",
-    )
-
-
-def judge_columns(report: Report, pairs: Sequence[TablePair], *, kept: bool = False) -> None:
-    """Whether the live tables have the columns of the rows to restore."""
-    for pair in pairs:
-        unequal = unequal_columns(pair.wanted, pair.live, kept=kept)
-        report.require(
-            f"columns of {pair.live.name}",
-            not unequal,
-            "restore to another database (restore-database with into=…) and copy the rows that you need by hand",
-            value="; ".join(unequal[:5]) or f"{len(pair.live.columns)} as in the backup",
-            expected="names and types of the backup",
-        )
-
-
-def judge_ties(report: Report, ties: Ties) -> None:
-    """Rules, keys and subscriptions that act on the rows: refusals, and facts for the operator."""
-    report.require(
-        "rules and keys that act on the rows",
-        not ties.refusals,
-        "follow the instruction in each, then run this again",
-        value="; ".join(ties.refusals[:5]) or "none that would act during the restore",
-    )
-    report.fact("foreign keys checked before the commit", ", ".join(key.name for key in ties.keys) or "none")
-    if ties.triggers:
-        report.fact("triggers that do not fire", ", ".join(ties.triggers))
-    if ties.publications:
-        names = ", ".join(ties.publications)
-        report.fact("publications", f"{names} publish these tables: subscribers receive the restored rows")
-    if ties.subscriptions:
-        report.warn(
-            "subscriptions",
-            "copy the rows that this restore undoes by hand: ALTER SUBSCRIPTION … REFRESH PUBLICATION sends none again",
-            value=f"{', '.join(ties.subscriptions)} fill these tables",
-        )
-
-
 def judge_space(report: Report, env: Environment, wanted: Wanted, unpacking: Mapping[Path, int] = {}) -> None:
     """Free disk space for the scratch copy, the transferred rows, the kept rows, and the new rows next to dead ones;
     `unpacking`: for the dump's unpacked files on this host."""
@@ -344,16 +263,67 @@ def _effect(pairs: Sequence[TablePair], chosen: Backup, gate: DatabaseGate) -> E
     return Effect(back_to(_names(pairs), chosen.manifest.taken), "undo-restore-tables", (gate.plan(),), LOCKED)
 
 
-def plan_tables(report: Report, wanted: Wanted, source: str) -> None:
-    """One planned step for each table."""
-    for pair, expected in wanted:
-        bytes_now = max(expected.bytes, pair.live.bytes)
-        report.plan(
-            "replace rows",
-            f"{pair.live.name}: {pair.live_rows:,} live rows → {expected.rows:,} rows of {source}; old rows are kept",
-            size=bytes_now,
-            seconds=max(0.1, bytes_now / ROWS_BYTES_PER_SECOND),
-        )
+def _filling(env: Environment, chosen: Backup, scratch: Copy, wanted: Wanted) -> Change[[int, Sequence[str]], Copy]:
+    return Change(
+        fill_tables.bind(env.postgres, chosen, scratch, [pair.wanted for pair, _ in wanted]),
+        "restore rows",
+        f"{_names([pair for pair, _ in wanted])} from {chosen.name}, into the scratch database {scratch.database}",
+        size=sum(expected.bytes for _, expected in wanted),
+        begun=UNCHANGED,
+    )
+
+
+def _proving(
+    report: Report, env: Environment, chosen: Backup, scratch: Copy, wanted: Wanted
+) -> Check[[Copy], Sequence[TableSum]]:
+    """Compare every column as the backup has it; returns the sums of those that are compared after the swap."""
+    copies = [pair.wanted for pair, _ in wanted]
+
+    def proven(filled: Copy) -> Sequence[TableSum]:
+        every_column = [replace(one, uncompared=frozenset()) for one in copies]
+        whole = read_sums.after(filled)(env.postgres, scratch.database, every_column)
+        with restore_steps.noting_failure(report, chosen):
+            prove(report, wanted, whole)
+        return read_sums.after(whole)(env.postgres, scratch.database, copies)
+
+    return Check(proven, "prove the rows", f"against the manifest of {chosen.name}")
+
+
+def _replacing(
+    env: Environment, wanted: Wanted, source: str, work: Callable[P, Exchange], action: Bound[..., Exchange]
+) -> Change[P, Exchange]:
+    """One line for each table."""
+    first, *others = [_planned(pair, expected, source) for pair, expected in wanted]
+    return Change(
+        work,
+        first.step,
+        first.detail,
+        size=first.bytes,
+        seconds=first.seconds,
+        more=others,
+        by=[action],
+        pins=[lambda report: pin_database(report, env.postgres, replaced=True)],
+        begun=UNCHANGED,
+        done=lambda done: State(
+            f"the rows of {', '.join(one.table for one in done.tables)} were replaced, proven; the old ones are kept",
+            "do not restore again: that would lose the writes since. undo-restore-tables goes back",
+        ),
+    )
+
+
+def _planned(pair: TablePair, expected: TableSum, source: str) -> PlannedStep:
+    now = max(expected.bytes, pair.live.bytes)
+    return PlannedStep(
+        "replace rows",
+        f"{pair.live.name}: {pair.live_rows:,} live rows → {expected.rows:,} rows of {source}; old rows are kept",
+        now,
+        max(0.1, now / ROWS_BYTES_PER_SECOND),
+    )
+
+
+def _tidying(env: Environment, pairs: Sequence[TablePair]) -> Change[[Exchange], tuple[str, ...]]:
+    live = [pair.live for pair in pairs]
+    return Change(lambda done: tidy_tables.after(done)(env.postgres, live), "VACUUM (ANALYZE)", _names(pairs))
 
 
 def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
@@ -382,22 +352,23 @@ def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
     report.fail_if_critical()
 
 
-def warn_undecided(report: Report, pairs: Sequence[TablePair], stamp: str) -> None:
+def table_order(
+    report: Report, env: Environment, pairs: Sequence[TablePair], ties: Ties, by: str, gate: DatabaseGate
+) -> TableOrder:
     """The state from here to the commit: all tables are old, or all are new."""
-    mark = kept_name(pairs[0].live.relation, pairs[0].live.oid, stamp)
+    order = TableOrder(ties, free_stamp(env.postgres), by, gate.judge)
+    gate.look_ahead()
+    mark = kept_name(pairs[0].live.relation, pairs[0].live.oid, order.stamp)
     report.state_is(
         f"the live tables are unchanged, unless a table {mark} exists: then all were replaced, proven",
         "check whether that table exists. If it does, do not restore again, which would lose the writes since: "
         "undo-restore-tables goes back. If it does not, run this again",
     )
+    return order
 
 
-def report_results(report: Report, env: Environment, pairs: Sequence[TablePair], ties: Ties, done: Exchange) -> None:
-    """The replaced rows, the waiting times, and the work left to do."""
-    report.state_is(
-        f"the rows of {', '.join(one.table for one in done.tables)} were replaced, proven; the old ones are kept",
-        "do not restore again: that would lose the writes since. undo-restore-tables goes back",
-    )
+def report_results(report: Report, ties: Ties, done: Exchange, failed: tuple[str, ...]) -> None:
+    """The replaced rows, the waiting times, and the work left to do. `failed`: of the vacuum."""
     report.table(
         "Rows replaced",
         ("table", "rows before", "rows now", "old rows kept in"),
@@ -418,7 +389,6 @@ def report_results(report: Report, env: Environment, pairs: Sequence[TablePair],
             "; ".join(f"REFRESH MATERIALIZED VIEW {name}" for name in ties.materialised),
             value="they still show the old rows",
         )
-    failed = tidy_tables.after(done)(env.postgres, [pair.live for pair in pairs])
     report.prefer(
         "vacuum and statistics of these tables",
         not failed,

@@ -9,21 +9,21 @@ from blocks.environment import Environment, Stores
 from flows.database.base_backup import by_pgbackrest
 from flows.deleting import limit_unattended
 from flows.store import store_for
-from runbook.guard.permit import Act, Permit
+from runbook.change import Carrier, Change
 from runbook.report import Report
 from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import RetentionRule, read_store
 from tasks.cluster.content import cluster_in
 from tasks.wal.archive.destinations import archive_of
-from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
+from tasks.wal.archive.prune import OldWal, delete_wal, find_old_wal
 from tasks.wal.branch import timeline_in_use
 
 
 def find_prunable_wal(
     report: Report, env: Environment, doomed: Sequence[Backup], rule: RetentionRule, which: Stores
 ) -> list[OldWal]:
-    """The WAL that no kept base backup needs (`find_old_wal`), each part as a planned step.
+    """The WAL that no kept base backup needs (`find_old_wal`).
 
     Nothing if a manifest is unreadable: that backup may need any segment. pgBackRest deletes its own WAL.
     """
@@ -41,7 +41,6 @@ def find_prunable_wal(
         old = find_old_wal(archive, system, kept, rule.window, in_use)
         old = replace(old, doomed=tuple(limit_unattended(report, env, "files of WAL", old.doomed, old.of)))
         if old.doomed:
-            report.plan("delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)
             found.append(old)
     return found
 
@@ -51,16 +50,19 @@ def files(found: Sequence[OldWal]) -> list[tuple[object, int]]:
     return [(f"{old.archive.place.where} {one.name}", one.bytes) for old in found for one in old.doomed]
 
 
-def acts(found: Sequence[OldWal]) -> list[Act]:
-    """The acts to permit."""
-    return [Act(DELETE_WAL, old.where) for old in found]
+def deletions_of(found: Sequence[OldWal]) -> list[Change[[], int]]:
+    """The deletion of each part."""
+    return [
+        Change(delete_wal.bind(old), "delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)
+        for old in found
+    ]
 
 
-def prune_wal(report: Report, permit: Permit, found: Sequence[OldWal]) -> None:
+def prune_wal(report: Report, carry: Carrier, found: Sequence[OldWal], deletions: Sequence[Change[[], int]]) -> None:
     """Delete it and report the sizes."""
     files = freed = 0
-    for old in found:
-        of_this = delete_wal(permit, old)
+    for old, deletion in zip(found, deletions, strict=True):
+        of_this = carry(deletion)
         report.fact("WAL deleted", f"{len(old.doomed)} files, {size(of_this)}: {old.where}")
         files, freed = files + len(old.doomed), freed + of_this
     if found:

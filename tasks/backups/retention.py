@@ -16,7 +16,7 @@ from blocks.environment import Environment, Stores
 from blocks.places import Keep
 from runbook import clock, metrics
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.backups import catalogue
 from tasks.backups.catalogue import KEPT, Backup, note_of
@@ -185,8 +185,8 @@ def read_backup(backup: Backup) -> tuple[str, ...]:
     return tuple(backup.store.damage(backup.name, backup.manifest.files))
 
 
-@action(idempotent=True)
-def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -> int:
+@action(of=lambda doomed: [Act(DELETE, backup.where) for backup in doomed], idempotent=True)
+def delete_backups(environment: str, doomed: Sequence[Backup]) -> int:
     """Remove backups; returns their bytes. Each loses its name first, so that a run that is killed leaves none that is
     half there: the next backup removes the rest.
 
@@ -196,7 +196,6 @@ def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -
     """
     freed = 0
     for backup in doomed:
-        permit.require(DELETE, backup.where)
         _require_as_listed(backup)
         backup.store.remove(environment, backup.name)
         backup.store.forget(note_of(backup.name))

@@ -57,7 +57,7 @@ class MigrationUndo:
     rows: int = 0
 
     def act(self, database: str) -> Act:
-        """The act that the permit must name."""
+        """The act, with its data loss."""
         losing = f", losing up to {self.rows:,} rows in {len(self.tables)} tables" if self.tables else ""
         dropping = ", ".join(f"{table} ({', '.join(names)})" for table, names in self.columns)
         columns = f", dropping columns of {dropping}" if dropping else ""
@@ -83,30 +83,50 @@ def upgrade(
     database: str,
     revision: str = HEAD,
     backend_directory: Path | None = None,
-    *,
-    rehearsed: Upgrade | None = None,
 ) -> MigratedDatabase:
     """`alembic upgrade` on one database (§8.2, step 5), as the application's role; nothing if nothing is pending.
 
-    The permit names the application's database, even if `database` is a copy that will replace it. Only `rehearsed`
-    scripts run: another revision or other scripts are refused.
+    The permit names the application's database, even if `database` is a copy that will replace it.
 
     Raises:
         NotConfirmed: not permitted.
         VerificationFailed: Alembic connects to another database than the copy.
-        OpsError: it was not rehearsed, there are several heads, the revision is unknown, or the migration failed; the
-            message has the end of its output.
+        OpsError: there are several heads, the revision is unknown, or the migration failed; the message has the end of
+            its output.
     """
     permit.require(MIGRATE, postgres.database)
     heads = heads_of(application, backend_directory)
     before = revision_of(postgres, database)
     target = heads.resolve(revision)
-    if rehearsed:
-        _require_judged(database, before, heads, rehearsed)
     if not heads.pending(before, target):
         return MigratedDatabase(before, before, 0.0, "")
     if database != postgres.database:
         require_reached.work(postgres, application, database, backend_directory)
+    return _upgrade(postgres, application, heads, (database, before, target), backend_directory)
+
+
+@action(of=lambda postgres: Act(MIGRATE, postgres.database))
+def upgrade_live(postgres: Postgres, application: Application, rehearsed: Upgrade) -> MigratedDatabase:
+    """`alembic upgrade` on the application's database, as its role, exactly as rehearsed.
+
+    Raises:
+        OpsError: database or scripts changed since, or it failed; the message has the end of its output.
+    """
+    database, heads = postgres.database, heads_of(application)
+    before = revision_of(postgres, database)
+    _require_judged(database, before, heads, rehearsed)
+    return _upgrade(postgres, application, heads, (database, before, rehearsed.scripts[-1].revision))
+
+
+def _upgrade(
+    postgres: Postgres,
+    application: Application,
+    heads: MigrationHeads,
+    of: tuple[str, str, str],
+    backend_directory: Path | None = None,
+) -> MigratedDatabase:
+    """`of`: the database, its revision and the target."""
+    database, before, target = of
     done = run_alembic(postgres, application, database, ("upgrade", target), backend_directory)
     after = revision_of(postgres, database)
     if heads.pending(after, target):
@@ -115,16 +135,14 @@ def upgrade(
     return MigratedDatabase(before, after, done.seconds, done.stdout)
 
 
-@action
-def downgrade(permit: Permit, postgres: Postgres, application: Application, undo: MigrationUndo) -> MigratedDatabase:
+@action(of=lambda postgres, undo: undo.act(postgres.database))
+def downgrade(postgres: Postgres, application: Application, undo: MigrationUndo) -> MigratedDatabase:
     """`alembic downgrade` on the application's database, as its role, exactly as judged.
 
     Raises:
-        NotConfirmed: not permitted.
         OpsError: database or scripts changed since, more data would be lost, or it failed.
     """
     database = postgres.database
-    permit.require(ROLL_BACK, undo.act(database).target)
     before = revision_of(postgres, database)
     _require_judged(database, before, heads_of(application), undo)
     counts = dict(read_counts.work(postgres, database).rows) if undo.dropped else {}

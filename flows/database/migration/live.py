@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import psycopg
@@ -11,7 +11,6 @@ from prefect.context import FlowRunContext
 from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.migration.rehearsal import (
-    COPY_BYTES_PER_SECOND,
     MOST_SHOWN,
     Rehearsed,
     compare_live,
@@ -19,8 +18,11 @@ from flows.database.migration.rehearsal import (
     dropped_columns,
 )
 from flows.store import store_for
+from runbook.change import Carrier, Change, State
 from runbook.errors import OpsError, VerificationFailed
-from runbook.report import Report
+from runbook.guard.permit import PlannedStep
+from runbook.kinds import Bound
+from runbook.report import Report, Status
 from runbook.units import duration
 from runbook.wait import until
 from tasks.backups import catalogue
@@ -29,7 +31,6 @@ from tasks.host.services import read_services
 from tasks.migrations.alembic import MigratedDatabase, MigrationUndo
 from tasks.migrations.program import revision_of
 from tasks.migrations.rehearsal import MigrationLoss, differences, read_live_schema
-from tasks.migrations.scratch import scratch_name
 from tasks.migrations.scripts import BASE, Script
 
 
@@ -50,27 +51,29 @@ def find_verified(report: Report, env: Environment) -> Backup | None:
     return None
 
 
-def plan_backup(report: Report, env: Environment) -> None:
-    """In production, plan a backup if no verified one is younger than the RPO."""
-    if env.tier == "production" and not find_verified(report, env):
-        report.plan("take a backup", f"of {env.postgres.database}: no verified one is younger than the RPO")
+def backing_up(report: Report, env: Environment) -> list[Change[[], str]]:
+    """In production a backup, unless a verified one is younger than the RPO when the live database changes."""
+    if env.tier != "production":
+        return []
+    verified, database = find_verified(report, env), env.postgres.database
+    detail = f"of {database}: no verified one is younger than the RPO"
+    if verified:
+        detail = f"of {database}, if {verified.name} is older than the RPO by then"
 
-
-def secure_backup(report: Report, env: Environment) -> None:
-    """Take the backup, directly before the live database changes. The age is judged again: time has passed."""
-    if env.tier == "production" and not find_verified(report, env):
+    def back_up() -> str:
         taken = backup_database(env.name) if FlowRunContext.get() else backup_database.fn(env.name)
-        report.fact("backup taken first", taken.facts.get("backup", ""))
+        return taken.facts.get("backup", "")
+
+    return [Change(back_up, "take a backup", detail, is_optional=True)]
 
 
-def plan_rehearsal(report: Report, env: Environment, size_bytes: int, directions: str) -> None:
-    """The planned rehearsal on a scratch copy."""
-    report.plan(
-        f"rehearse {directions}",
-        f"on the scratch copy {scratch_name(env.postgres.database)} (check-migrations with rehearse=true shows locks)",
-        size=size_bytes,
-        seconds=size_bytes / COPY_BYTES_PER_SECOND + 5,
-    )
+def secure_backup(report: Report, env: Environment, carry: Carrier, backups: Sequence[Change[[], str]]) -> None:
+    """Take the backup, directly before the live database changes. The age is judged again: time has passed."""
+    for backup in backups:
+        if verified := find_verified(report, env):
+            carry.skip(backup, f"{verified.name} is verified, and younger than the RPO")
+        else:
+            report.fact("backup taken first", carry(backup))
 
 
 def judge_backend(report: Report, env: Environment, target: str) -> None:
@@ -125,11 +128,14 @@ def judge_losses(
     rows = sum(loss.rows for loss in lost)
     value = f"{rows:,} in {len(tables)} tables"
     report.fact("rows that are lost", value)
-    if report.confirm:
-        hint = f"run this with lose_rows={rows} if the loss is intended"
-        report.require("rows that are lost", rows <= accepted, hint, value=value, expected=f"at most {accepted:,}")
-    elif rows:
-        report.plan("lose rows", f"{value} (see the table Data loss): confirm with lose_rows={rows}")
+    report.require(
+        "rows that are lost",
+        rows <= accepted,
+        f"run this with lose_rows={rows} if the loss is intended",
+        value=value,
+        expected=f"at most {accepted:,}",
+        worst=Status.CRITICAL if report.confirm or report.unattended else Status.WARN,
+    )
     return replace(
         undo,
         tables=tables,
@@ -144,32 +150,45 @@ def judge_losses(
 ANSWER_SECONDS = 60.0
 
 
-def carry_out(
-    report: Report,
+def migrating(
     env: Environment,
     scripts: Sequence[Script],
     ends: tuple[str, str],
-    rehearsed: Rehearsed,
-    work: Callable[[], MigratedDatabase],
-) -> None:
-    """Run the migrations on the live database and compare its schema with the rehearsed one.
+    lines: Sequence[PlannedStep],
+    action: Bound[[], MigratedDatabase],
+) -> Change[[Mapping[str, str]], MigratedDatabase]:
+    """The migrations of the live database, called with its definitions before them.
 
-    After a failure, report the database's state. `ends`: its revision before and after.
+    After a failure, the database's state is read and compared. `ends`: its revision before and after.
     """
     database, (before, target) = env.postgres.database, ends
-    schema = read_live_schema(env.postgres, database)
-    report.state_is(
-        f"{database} is at {before or BASE}, or part of the way to {target or BASE}",
-        "run check-migrations to see its revision, then run this again",
+    definitions = dict[str, str]()
+
+    def migrate(known: Mapping[str, str]) -> MigratedDatabase:
+        definitions.update(known)
+        try:
+            return action()
+        except psycopg.Error as error:
+            raise OpsError(str(error).splitlines()[0], "check the server's log") from None
+
+    return Change(
+        migrate,
+        lines[0].step,
+        lines[0].detail,
+        more=lines[1:],
+        by=[action],
+        pins=[lambda report: report.pin_state("revision of the database", before or BASE)],
+        begun=State(
+            f"{database} is at {before or BASE}, or part of the way to {target or BASE}",
+            "run check-migrations to see its revision, then run this again",
+        ),
+        failed=lambda _: _state_after(env, scripts, ends, definitions),
+        done=lambda done: State(f"{database} is at {done.after or BASE}", "run this again: it finds nothing to do"),
     )
-    try:
-        done = work()
-    except (OpsError, psycopg.Error) as error:
-        _report_state(report, env, scripts, ends, schema)
-        if isinstance(error, OpsError):
-            raise
-        raise OpsError(str(error).splitlines()[0], "check the server's log") from None
-    report.state_is(f"{database} is at {done.after or BASE}", "run this again: it finds nothing to do")
+
+
+def judge_result(report: Report, env: Environment, rehearsed: Rehearsed, done: MigratedDatabase) -> None:
+    """Compare the migrated schema with the rehearsed one."""
     report.fact("Alembic revision", f"{done.before or 'none'} → {done.after or 'none'}")
     report.fact("took", duration(done.seconds))
     report.table("Output of Alembic", ("line",), [(line,) for line in done.output.splitlines()])
@@ -183,9 +202,9 @@ def carry_out(
     )
 
 
-def _report_state(
-    report: Report, env: Environment, scripts: Sequence[Script], ends: tuple[str, str], before: Mapping[str, str]
-) -> None:
+def _state_after(
+    env: Environment, scripts: Sequence[Script], ends: tuple[str, str], before: Mapping[str, str]
+) -> State:
     """The database's state after a failure, read and compared."""
     database, target = env.postgres.database, ends[1]
 
@@ -195,28 +214,26 @@ def _report_state(
     try:
         now, schema = until(read, what="an answer of the server", seconds=ANSWER_SECONDS, every_seconds=0.5)
     except (OpsError, psycopg.Error):
-        report.state_is(
+        return State(
             f"the server does not answer, so the revision of {database} is unknown: committed migrations stay, an open "
             "transaction is rolled back at the start",
             "start PostgreSQL, run check-migrations, then run this again: it continues from the revision it finds",
         )
-        return
     other = differences(before, schema)
     if now == ends[0] and not other:
-        report.state_is(
+        return State(
             f"nothing was changed: {database} is at {now or BASE}, with the same definitions as before",
             "fix the error above, then run this again",
         )
-    elif now == ends[0]:
+    if now == ends[0]:
         names = ", ".join(script.revision for script in scripts if not script.transactional) or "one of them"
-        report.state_is(
+        return State(
             f"{database} is at {now or BASE}, but part of a migration is committed ({names} commits in between): "
             + "; ".join(other[:3]),
             "remove that part (an invalid index: DROP INDEX CONCURRENTLY), then run this again",
         )
-    else:
-        report.state_is(
-            f"{database} is at {now or BASE}: "
-            + ("all migrations are done" if now == target else "some migrations are done, each complete"),
-            "run this again to do the rest",
-        )
+    return State(
+        f"{database} is at {now or BASE}: "
+        + ("all migrations are done" if now == target else "some migrations are done, each complete"),
+        "run this again to do the rest",
+    )

@@ -11,10 +11,10 @@ from pydantic import Field
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.pinned import pin_database
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -83,11 +83,7 @@ def check_corruption(
         extension = find_amcheck(server, name)
         standby = _identify_server(report, env, server, extension)
         if install and not extension.schema:
-            if _needs_installing(report, env, name):
-                pin_database(report, env.postgres)
-                effect = Effect(f"the extension {EXTENSION} is installed in {name}", f"DROP EXTENSION {EXTENSION}")
-                permit = report.permit(Act(INSTALL, f"{EXTENSION} in {name}"), effect=effect)
-                install_amcheck(permit, env.postgres, name)
+            _install(report, env, name)
             extension = wait_for_amcheck(server, name)
             report.fact("installed", f"{EXTENSION} {extension.version} in {name}")
         judge_collations(report, read_collations(server, name), name, standby=standby)
@@ -129,22 +125,28 @@ def _identify_server(report: Report, env: Environment, server: Postgres, extensi
     return extension.in_recovery
 
 
-def _needs_installing(report: Report, env: Environment, database: str) -> bool:
-    """Plan the installation on the primary, unless it has the extension. A standby gets it by replication.
+def _install(report: Report, env: Environment, database: str) -> None:
+    """Install it on the primary, unless the primary has it. A standby gets it by replication.
 
     Raises:
         OpsError: it cannot be installed.
     """
     found = find_amcheck(env.postgres, database)
     if found.schema:
-        return False
+        return
     if not found.available:
         raise OpsError("amcheck is not available on this server", "install the contrib package of its version")
     if found.in_recovery:
         raise OpsError("a standby cannot install an extension", "install it on the primary; replication copies it")
-    undo = f"{EXTENSION} {found.available} in {database}; undo: DROP EXTENSION {EXTENSION}"
-    report.plan(INSTALL, undo, by=[install_amcheck])
-    return True
+    installing = Change(
+        install_amcheck.bind(env.postgres, database),
+        INSTALL,
+        f"{EXTENSION} {found.available} in {database}; undo: DROP EXTENSION {EXTENSION}",
+        pins=[lambda report: pin_database(report, env.postgres)],
+    )
+    effect = Effect(f"the extension {EXTENSION} is installed in {database}", f"DROP EXTENSION {EXTENSION}")
+    with carrying_out(report, installing, effect=effect) as carry:
+        carry(installing)
 
 
 def _has_amcheck(report: Report, extension: Extension, database: str) -> bool:

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.setting_overrides import Overrides, find_overrides, find_undone, judge_overrides
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -20,8 +21,6 @@ from runbook.run_name import RunName
 from runbook.units import first_of
 from tasks.postgres.server.recommended import BY_NAME, MANUAL, RecommendedSetting
 from tasks.postgres.server.settings import (
-    CHANGE,
-    RELOAD,
     PostgresServerSettings,
     PostgresSettingChange,
     alter_system,
@@ -110,21 +109,16 @@ def apply_postgres_settings(
             report.outcome = "nothing to change"
             return report
         judge_order(report, found, wanted)
-        plan_changes(report, found, changes)
-        report.pin_state("cluster", found.identity)
-        permit = report.permit(
-            *(Act(CHANGE, str(change)) for change in changes),
-            Act(CHANGE, RELOAD),
-            effect=_effect(changes, "undo-postgres-settings"),
-        )
-        if changes:
-            pairs = [Changed(c.name, found.by_name[c.name].auto, wanted[c.name]) for c in changes]
-            hours = override_hours if override else 0
-            kept = records.keep(env.reports_directory, found.identity, pairs, hours=hours, reason=reason)
-            report.fact("record of the old values", f"{kept.name} (to undo: {UNDO} with record={kept.name})")
-            if kept.until:
-                report.fact("override until", kept.until)
-        show_effect(report, alter_system(permit, env.postgres, changes))
+        altering = _altering(env, found, changes, "the configuration")
+        with carrying_out(report, altering, effect=_effect(changes, UNDO)) as carry:
+            if changes:
+                pairs = [Changed(c.name, found.by_name[c.name].auto, wanted[c.name]) for c in changes]
+                hours = override_hours if override else 0
+                kept = records.keep(env.reports_directory, found.identity, pairs, hours=hours, reason=reason)
+                report.fact("record of the old values", f"{kept.name} (to undo: {UNDO} with record={kept.name})")
+                if kept.until:
+                    report.fact("override until", kept.until)
+            show_effect(report, carry(altering))
         records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         report.outcome = f"{len(changes)} settings written, configuration reloaded"
     return report
@@ -159,15 +153,9 @@ def undo_postgres_settings(environment: str, record: str = "", plan: str = "", c
             report.outcome = "nothing to undo"
             return report
         judge_order(report, found, {change.name: change.value for change in changes if change.value is not None})
-        plan_changes(report, found, changes)
-        report.plan("reload", f"the configuration; record {chosen.name} is undone then")
-        report.pin_state("cluster", found.identity)
-        permit = report.permit(
-            *(Act(CHANGE, str(change)) for change in changes),
-            Act(CHANGE, RELOAD),
-            effect=_effect(changes, "apply-postgres-settings"),
-        )
-        show_effect(report, alter_system(permit, env.postgres, changes))
+        altering = _altering(env, found, changes, f"the configuration; record {chosen.name} is undone then")
+        with carrying_out(report, altering, effect=_effect(changes, APPLY)) as carry:
+            show_effect(report, carry(altering))
         records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         if not left:
             records.mark_undone(env.reports_directory, chosen)
@@ -373,15 +361,27 @@ def _effect(changes: Sequence[PostgresSettingChange], undo: str) -> Effect:
     return Effect(f"PostgreSQL's settings change: {first_of([change.name for change in changes])}", undo)
 
 
-def plan_changes(report: Report, found: PostgresServerSettings, changes: Sequence[PostgresSettingChange]) -> None:
-    """One planned step for each change, with the current value."""
-    for change in changes:
-        setting = found.by_name[change.name]
-        less = ", which is more" if change.value is not None and setting.is_lower(change.value) else ""
-        report.plan("ALTER SYSTEM", f"{change}; now {setting.shown}{less}; takes effect by {needs(setting)}")
+def _altering(
+    env: Environment, found: PostgresServerSettings, changes: Sequence[PostgresSettingChange], reload: str
+) -> Change[[], tuple[RecommendedSetting, ...]]:
+    """Each setting with its current value, then the reload."""
+    lines = [PlannedStep("ALTER SYSTEM", _planned(found.by_name[change.name], change)) for change in changes]
+    first, *others = *lines, PlannedStep("reload", reload)
+    return Change(
+        alter_system.bind(env.postgres, changes),
+        first.step,
+        first.detail,
+        more=others,
+        pins=[lambda report: report.pin_state("cluster", found.identity)],
+    )
 
 
-def show_effect(report: Report, settings: Sequence[RecommendedSetting]) -> None:
+def _planned(setting: RecommendedSetting, change: PostgresSettingChange) -> str:
+    less = ", which is more" if change.value is not None and setting.is_lower(change.value) else ""
+    return f"{change}; now {setting.shown}{less}; takes effect by {needs(setting)}"
+
+
+def show_effect(report: Report, settings: tuple[RecommendedSetting, ...]) -> None:
     """The values in effect, and those that wait for a restart."""
     report.table(
         "In effect",

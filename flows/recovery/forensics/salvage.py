@@ -14,7 +14,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
-from flows.database.tables import judge_ties
+from flows.database.live_tables import judge_ties
 from flows.pinned import pin_database
 from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError, Unreachable, VerificationFailed

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.database.base_backup import judge_space, judge_version
-from flows.database.tables import judge_live, require_names, restore_tables
+from flows.database.live_tables import judge_live
+from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database

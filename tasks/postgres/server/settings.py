@@ -15,7 +15,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.postgres.server.recommended import MANUAL, RecommendedSetting
@@ -138,21 +138,16 @@ SELECT (SELECT system_identifier FROM pg_control_system()), pg_is_in_recovery(),
 """
 
 
-@action(idempotent=True)
-def alter_system(
-    permit: Permit, postgres: Postgres, changes: Sequence[PostgresSettingChange]
-) -> tuple[RecommendedSetting, ...]:
+@action(of=lambda changes: [Act(CHANGE, what) for what in (*map(str, changes), RELOAD)], idempotent=True)
+def alter_system(postgres: Postgres, changes: Sequence[PostgresSettingChange]) -> tuple[RecommendedSetting, ...]:
     """Write each change, reload, and wait until changes without a restart are in effect; returns the settings.
 
     A killed run leaves complete lines in postgresql.auto.conf (the server replaces the file), some not yet loaded: the
     next run writes the rest and reloads.
 
     Raises:
-        NotConfirmed: a change is not in the permit.
         OpsError: the server refuses a value, or does not reload it.
     """
-    for what in (*map(str, changes), RELOAD):
-        permit.require(CHANGE, what)
     try:
         _write(postgres, changes)
     except Unreachable as error:

@@ -17,7 +17,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.current import leaves
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable, VerificationFailed
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.progress import WorkDone, progress
 from runbook.units import size
@@ -131,9 +131,8 @@ def _rows_in(
     return [line for line in entries if not any(f" {one.oid} TABLE DATA " in line for one in stored)], stored
 
 
-@action
+@action(of=lambda tables: [Act(REPLACE_ROWS, table.name) for table in tables])
 def fill_tables(
-    permit: Permit,
     postgres: Postgres,
     backup: Backup,
     scratch: Copy,
@@ -143,8 +142,6 @@ def fill_tables(
 ) -> Copy:
     """Restore the rows of these tables only into the scratch database. `accepted`: generated columns that stay empty
     unless the backup has their values."""
-    for table in tables:
-        permit.require(REPLACE_ROWS, table.name)
 
     def restored() -> WorkDone:
         return fill_progress(postgres, backup, scratch, tables)

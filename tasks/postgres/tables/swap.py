@@ -15,7 +15,7 @@ from psycopg import errors, sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.log import logger
 from tasks.postgres.content.pinned_session import pinned
@@ -87,13 +87,17 @@ class TableOrder:
     gate: Gate
 
 
-@action
+def _acts(pairs: Sequence[TablePair]) -> list[Act]:
+    return [Act(REPLACE_ROWS, pair.live.name) for pair in pairs]
+
+
+@action(of=_acts)
 def swap_rows(
-    permit: Permit,
     postgres: Postgres,
-    guard: Connection,
     scratch: Copy,
-    pairs: Sequence[tuple[TablePair, TableSum]],
+    pairs: Sequence[TablePair],
+    guard: Connection,
+    sums: Sequence[TableSum],
     order: TableOrder,
 ) -> Exchange:
     """Copy the scratch database's rows to temporary tables, then replace the live rows with them.
@@ -105,35 +109,27 @@ def swap_rows(
             differ from the backup's. Nothing was changed.
         OpsError: a lock was not available, the live database refuses a row, or the session was lost.
     """
-    _require(permit, [pair for pair, _ in pairs])
     with writing(postgres, order.stamp) as connection:
         with pinned(postgres, scratch.database) as reading, translating(connection, order.stamp):
             replacements = [
                 TableReplacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
-                for number, (pair, expected) in enumerate(pairs)
+                for number, (pair, expected) in enumerate(zip(pairs, sums, strict=True))
             ]
         failpoint("tables: staged")
         return _replace(connection, guard, replacements, order)
 
 
-@action
+@action(of=_acts)
 def swap_kept_rows(
-    permit: Permit,
-    postgres: Postgres,
-    guard: Connection,
-    pairs: Sequence[tuple[TablePair, TableSum]],
-    order: TableOrder,
+    postgres: Postgres, pairs: Sequence[TablePair], sums: Sequence[TableSum], guard: Connection, order: TableOrder
 ) -> Exchange:
     """Replace the live rows with kept ones: `wanted` of each pair is the kept table."""
-    _require(permit, [pair for pair, _ in pairs])
     with writing(postgres, order.stamp) as connection:
-        found = [TableReplacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
+        found = [
+            TableReplacement(pair, expected, pair.wanted.schema, pair.wanted.relation)
+            for pair, expected in zip(pairs, sums, strict=True)
+        ]
         return _replace(connection, guard, found, order)
-
-
-def _require(permit: Permit, pairs: Sequence[TablePair]) -> None:
-    for pair in pairs:
-        permit.require(REPLACE_ROWS, pair.live.name)
 
 
 def _replace(

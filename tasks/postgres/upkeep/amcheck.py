@@ -20,7 +20,7 @@ from psycopg import sql
 
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.progress import WorkDone, progress
 from runbook.wait import until
@@ -347,9 +347,8 @@ SELECT (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.ex
 """
 
 
-@action(idempotent=True)
-def install_amcheck(permit: Permit, postgres: Postgres, database: str) -> None:
+@action(of=lambda database: Act(INSTALL, f"{EXTENSION} in {database}"), idempotent=True)
+def install_amcheck(postgres: Postgres, database: str) -> None:
     """CREATE EXTENSION, if it is missing."""
-    permit.require(INSTALL, f"{EXTENSION} in {database}")
     with postgres.connect(database) as connection:
         execute(connection, "CREATE EXTENSION IF NOT EXISTS amcheck")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
@@ -77,15 +77,14 @@ def _first_needed(own: Sequence[Backup], window: timedelta) -> int:
     return min(cluster_in(one).start for one in own if one.manifest.taken >= begin)
 
 
-@action(idempotent=True)
-def delete_wal(permit: Permit, old: OldWal) -> int:
+@action(of=lambda old: Act(DELETE_WAL, old.where), idempotent=True)
+def delete_wal(old: OldWal) -> int:
     """Delete it, oldest first, so that a killed run leaves no gap for later base backups. A mark is written first, so
     that no archiver stores it again. Returns its bytes.
 
     Raises:
         OpsError: the store refuses (an object lock).
     """
-    permit.require(DELETE_WAL, old.where)
     old.archive.note_pruned(old.doomed, old.in_use)
     failpoint("wal: pruning noted")
     for start in range(0, len(old.doomed), 100):

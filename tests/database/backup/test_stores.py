@@ -11,9 +11,8 @@ from pyrage import x25519
 from flows.database.backup import backup_database, prune_backups, verify_backup
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed, VerificationFailed
-from runbook.guard.permit import Act, Permit
 from tasks.backups import catalogue, manifest
-from tasks.backups.retention import DELETE, delete_backups
+from tasks.backups.retention import delete_backups
 from tasks.s3 import objects
 from tasks.stores.store import store_of
 from tests.database.conftest import ESCROWED, NAME, Trial
@@ -148,8 +147,7 @@ def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) 
         client.delete_object(**place, VersionId=head["VersionId"])
     assert verify_backup.fn(NAME).status in GOOD
     store = store_of(trial.environment, "postgres")
-    permit = Permit(NAME, (Act(DELETE, catalogue.open_backup(store, names(trial)[0]).where),))
-    delete_backups.work(permit, NAME, [catalogue.open_backup(store, names(trial)[0])])
+    delete_backups.work(NAME, [catalogue.open_backup(store, names(trial)[0])])
     assert catalogue.open_all(store, "postgres") == ([], []), "out of sight"
     kept = client.get_object(**place, VersionId=head["VersionId"])["Body"].read()
     assert b'"kind": "postgres"' in kept, "and still there"

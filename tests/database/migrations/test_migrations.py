@@ -211,7 +211,13 @@ def test_production_takes_a_backup_first_unless_a_verified_one_is_young(
     )
 
     catalogue.mark_verified(DirectoryStore(store), taken, {"by": "test"})
-    assert [step.step for step in apply_migrations.fn(NAME).plan_steps] == ["rehearse up, down, up", "migrate", "check"]
+    steps = apply_migrations.fn(NAME).plan_steps
+    assert [step.step for step in steps] == ["rehearse up, down, up", "take a backup", "migrate", "check"]
+    unless = f"of {DATABASE}, if {taken} is older than the RPO by then"
+    assert steps[1].detail == unless
     backup_database.fn(NAME)
-    steps = [step.step for step in apply_migrations.fn(NAME).plan_steps]
-    assert "take a backup" not in steps, "the newest that is verified, not the newest"
+    two = catalogue.names(DirectoryStore(store), "postgres")
+    assert apply_migrations.fn(NAME).plan_steps[1].detail == unless, "the newest that is verified, not the newest"
+    migrated = apply_migrations.fn(NAME, confirm=NAME)
+    assert "backup taken first" not in migrated.facts
+    assert catalogue.names(DirectoryStore(store), "postgres") == two

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from blocks.config import toml
+from flows.database.migration import live
+from flows.database.migration.rehearsal import Rehearsed
 from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
-from runbook.errors import NotConfirmed, OpsError, RunbookFailed
-from runbook.guard.permit import Permit
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.migrations.alembic import MigrationUndo, downgrade
+from tasks.migrations.rehearsal import MigrationLoss, RehearsedState
 from tests.database.migrations.test_migrations import (  # noqa: F401
     DATABASE,
     NAME,
@@ -114,7 +116,7 @@ def test_what_fails_on_the_copy_never_runs_on_the_live_database(postgres_server:
     assert "could not create unique index" in first.value
     assert "471104711" not in str(report.as_json()), "nine digits: four are in a time of day every now and then"
     assert "is unchanged" in found(report, "state of the system").value
-    assert not [step for step in report.steps if step.name == "upgrade"], "the live database was never asked"
+    assert not [step for step in report.steps if step.name == "upgrade_live"], "the live database was never asked"
     assert databases(postgres_server) == [DATABASE]
 
 
@@ -157,7 +159,9 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
     ], "of six rows five have a note; what is renamed stays"
     assert [s.detail.split(":")[0] for s in planned.plan_steps if s.step == "roll back"] == ["0006 → 0005"]
     assert planned.facts["rows that are lost"] == "17 in 2 tables"
-    assert any("lose_rows=17" in step.detail for step in planned.plan_steps)
+    assert [s.step for s in planned.plan_steps] == ["roll back", "check"]
+    unconfirmed = found(planned, "rows that are lost")
+    assert (unconfirmed.status, "lose_rows=17" in unconfirmed.hint) == (Status.WARN, True)
     assert "whose migrations end at 0005" in planned.facts["before you roll back"]
 
     refused = failed(rollback_migrations, lose_rows=16, confirm=NAME)
@@ -330,17 +334,25 @@ def test_a_rollback_across_an_empty_downgrade_is_refused_at_once(
     assert revision(postgres_server) == "0006"
 
 
-def test_a_permit_for_fewer_rows_or_another_revision_is_no_permit(postgres_server: PostgresServer) -> None:
+def test_the_act_names_what_is_lost_and_a_database_that_was_migrated_since_is_refused(
+    postgres_server: PostgresServer,
+) -> None:
     migrate_to(postgres_server, "0005")
     env = toml.environment(NAME)
     undo = MigrationUndo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
     assert undo.act(DATABASE).target == f"{DATABASE} to base, losing up to 1 rows in 1 tables"
     noted = replace(undo, columns=(("public.people", ("note", "x")),))
     assert noted.act(DATABASE).target.endswith("1 rows in 1 tables, dropping columns of public.people (note, x)")
-    for other in (replace(undo, rows=0), replace(undo, target="0004"), noted):
-        with pytest.raises(NotConfirmed):
-            downgrade.work(Permit(NAME, (other.act(DATABASE),)), env.postgres, env.application, undo)
     stale = replace(undo, before="0004")
     with pytest.raises(OpsError, match="is at 0005 now, not at 0004"):
-        downgrade.work(Permit(NAME, (stale.act(DATABASE),)), env.postgres, env.application, stale)
+        downgrade.work(env.postgres, env.application, stale)
     assert revision(postgres_server) == "0005"
+
+
+def test_without_a_person_no_more_rows_are_lost_than_were_accepted(postgres_server: PostgresServer) -> None:
+    env, state = toml.environment(NAME), RehearsedState({}, {}, {})
+    rehearsed = Rehearsed(state, state, (MigrationLoss("public.people", 3),))
+    for unattended, status in ((False, Status.WARN), (True, Status.CRITICAL)):
+        report = Report("Roll back", NAME, unattended=unattended)
+        live.judge_losses(report, env, rehearsed, MigrationUndo("0006", "0005"), 2)
+        assert finding(report, "rows that are lost") is status

@@ -142,7 +142,7 @@ def test_a_server_that_dies_during_a_rehearsal(postgres_server: PostgresServer, 
     add(backend, "0006", "0005", waits_once(tmp_path, SCRATCH), "op.execute('DROP TABLE half')")
     report = cut(postgres_server, apply, signal.SIGQUIT, again=True)
     assert "migrations_db is unchanged, at 0005" in found(report, "state of the system").value
-    assert not [step for step in report.steps if step.name == "upgrade"]
+    assert not [step for step in report.steps if step.name == "upgrade_live"]
     assert revision(postgres_server) == "0005"
 
     assert apply().status in GOOD
@@ -180,13 +180,13 @@ def test_a_migration_that_commits_in_between_and_fails_is_told_as_half_done(
     assert finding(raised.value.report, "locks on large tables") is Status.OK
 
 
-@pytest.mark.parametrize("point", ["rehearsal: went up", "after upgrade"])
+@pytest.mark.parametrize("point", ["rehearsal: went up", "after upgrade_live"])
 def test_a_run_that_is_killed_is_launched_again(postgres_server: PostgresServer, backend: Path, point: str) -> None:
     migrate_to(postgres_server, "0005")
     add(backend, "0006", "0005", "op.execute('CREATE TABLE half (x int)')", "op.execute('DROP TABLE half')")
     call = f"flows.database.migrations.apply_migrations dict(environment={NAME!r},confirm={NAME!r})"
     assert run(call, OPS_FAILPOINT=point).returncode == -9
-    assert (revision(postgres_server) == "0006") is (point == "after upgrade")
+    assert (revision(postgres_server) == "0006") is (point == "after upgrade_live")
     assert apply().status in GOOD
     assert (revision(postgres_server), tables(postgres_server, "half")) == ("0006", 1)
     assert finding(check_migrations.fn(NAME), "pending migrations") is Status.OK

@@ -24,6 +24,7 @@ from runbook.report import Report
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.restore.swap import advisory_lock, exchange
 from tasks.postgres.server.server import read_identity
+from tasks.postgres.tables.swap import TableOrder
 from tests.database.backup.test_backup import newest
 from tests.database.conftest import NAME, Trial
 from tests.fixtures.postgres.writes import TABLE, Writes, writing
@@ -163,14 +164,15 @@ def test_an_undo_that_can_no_longer_count_swaps_nothing(ledger: Trial, monkeypat
 def test_only_the_commits_of_the_replaced_tables_are_counted(ledger: Trial) -> None:
     """One comes in after everything was judged, just before the tables are locked."""
     ledger.sql("INSERT INTO notes VALUES (1)")
-    judge = tables.warn_undecided
+    judge = tables.table_order
 
-    def late(*arguments: Any) -> None:
-        judge(*arguments)
+    def late(*arguments: Any) -> TableOrder:
+        order = judge(*arguments)
         ledger.sql("INSERT INTO writes (id) VALUES (9)")
+        return order
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "warn_undecided", late)
+        patch.setattr(tables, "table_order", late)
         report = restore_tables.fn(NAME, tables=["writes"], confirm=NAME)
     assert report.losses["public.writes"].count == 3
     ledger.sql("INSERT INTO writes (id) VALUES (10)")

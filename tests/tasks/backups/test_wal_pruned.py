@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from runbook.guard.permit import Act, Permit
 from tasks.backups.encryption import Key
 from tasks.wal.archive.archive import Archive, timeline_in
 from tasks.wal.archive.continuity import chain_from
 from tasks.wal.archive.place import BucketPlace, DirectoryPlace
-from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal
+from tasks.wal.archive.prune import OldWal, delete_wal
 from tasks.wal.archive.ship import Destination, ship, tidy
 from tasks.wal.format.header import HEADER
 from tasks.wal.format.names import Segment
@@ -57,7 +56,7 @@ class Shipping:
         return OldWal(SYSTEM, self.archive, tuple(sorted(doomed, key=lambda one: one.of[8:])), "x", len(files), 2)
 
     def prune(self, old: OldWal) -> None:
-        delete_wal.work(Permit("e", (Act(DELETE_WAL, old.where),)), old)
+        delete_wal.work(old)
 
 
 @pytest.fixture(params=["directory", "bucket"])
