@@ -18,7 +18,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
 from runbook.kinds import Bound, UnderWay, carried
 from runbook.log import logger
-from runbook.report import Report
+from runbook.report import Report, Status
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -188,9 +188,11 @@ class Carrier:
         before = len(self.report.findings)
         for need in change.needs:
             need(self.report)
-        now = {one.name: one for one in self.report.findings[before:]}
+        found = self.report.findings[before:]
+        now = {one.name: one for one in found}
         self.report.findings[:] = [now.pop(one.name, one) for one in self.report.findings[:before]] + list(now.values())
-        self.report.fail_if_critical()
+        if any(one.status is Status.CRITICAL for one in found):
+            self.report.fail_if_critical()
 
     def _state_is(self, state: State | None) -> None:
         if state:

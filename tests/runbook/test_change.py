@@ -172,6 +172,15 @@ def test_what_is_found_again_takes_the_place_of_what_the_plan_found() -> None:
     assert [(one.name, one.value) for one in report.findings] == [("rooms", "2")]
 
 
+def test_what_else_was_found_does_not_keep_a_change_from_being_carried_out() -> None:
+    """A procedure says itself where it ends: what it broke must be repaired, whatever else is wrong."""
+    with running() as report, carrying_out(report, STOPPING, MOVING, effect=EFFECT) as carry:
+        carry(STOPPING)
+        report.fail("the cellar", "pump it out", value="is full of water")
+        carry(MOVING, "the hill")
+    assert done == ["a stopped", "a → the hill"]
+
+
 def test_the_state_is_told_by_what_was_begun_and_done() -> None:
     moving = replace(
         MOVING,

@@ -283,12 +283,13 @@ def test_killed_anywhere_and_launched_again_it_ends_well(cluster: Cluster) -> No
 
 
 def test_a_server_that_is_down_keeps_it_contained_and_the_command_line_works(cluster: Cluster) -> None:
-    contain()
-    cluster.stop("standby")
+    contain(block_writes=True)
+    cluster.stop("postgres")
     with pytest.raises(OpsError, match="stays contained"):
         release()
     assert is_here(NAME, cluster.environment.reports_directory)
-    cluster.start("standby")
+    assert paused(cluster) == "not paused", "what can be released is released"
+    cluster.start("postgres")
     argv = ["-m", "flows.recovery.forensics.containment", "release", "--environment", NAME, "--confirm", NAME]
     variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     done = forked.run(argv, variables)
