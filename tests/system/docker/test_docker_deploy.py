@@ -9,12 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from blocks.docker import Docker
 from flows.infrastructure.images import building
 from flows.infrastructure.images import containers as container_way
 from flows.infrastructure.images.building import build_images
 from flows.infrastructure.images.deployment import deploy_application
 from runbook.errors import RunbookFailed
 from runbook.guard.pins import PlanChanged
+from runbook.kinds import action
 from runbook.report import Report, Status
 from tasks.docker import deploying
 from tasks.docker.building import push_image
@@ -147,8 +149,9 @@ def test_a_push_that_broke_off_is_launched_again(trial: Trial, monkeypatch: pyte
     class Killed(BaseException):
         pass
 
-    def killed(*arguments: object) -> str:
-        push_image(*arguments)  # type: ignore[arg-type]
+    @action(of=push_image.of)
+    def killed(block: Docker, reference: str) -> str:
+        push_image.work(block, reference)
         raise Killed
 
     trial.commit(version="v1")
@@ -157,6 +160,8 @@ def test_a_push_that_broke_off_is_launched_again(trial: Trial, monkeypatch: pyte
         build_images.fn(NAME, "v1", push=True, confirm=NAME)
     monkeypatch.setattr(building, "push_image", push_image)
     before = trial.engine.client.images.get(f"{trial.repository}:v1").id
+    plan = build_images.fn(NAME, "v1", push=True)
+    assert [step.step for step in plan.plan_steps] == ["push", "push"], "a second build would have another content"
     report = build_images.fn(NAME, "v1", push=True, confirm=NAME)
     assert report.status is Status.OK, report.sentence()
     assert trial.engine.client.images.get(f"{trial.repository}:v1").id == before, "others may have pulled it"
