@@ -121,7 +121,7 @@ def _web(report: Report, env: Environment, seconds: float) -> Change[[], str]:
 def _backend(report: Report, env: Environment, seconds: float) -> Change[[], str]:
     """Build it under its final name and prove it there; the swap is one rename of the link."""
     application = env.application
-    named, lock = venv.venv_of(application), venv.read_lock(application)
+    live, lock = venv.venv_of(application), venv.read_lock(application)
     if lock.loose:
         report.warn(
             "lock of the backend",
@@ -135,27 +135,27 @@ def _backend(report: Report, env: Environment, seconds: float) -> Change[[], str
     def reinstall() -> str:
         if left := settle():
             report.fact("earlier run", left)
-        live = Path(application.need("python"))
-        before = venv.read_failing_imports(application, live, seconds) if live.exists() else set()
+        python = Path(application.need("python"))
+        before = venv.read_failing_imports(application, python, seconds) if python.exists() else set()
         built = build(lock, report.started, seconds)
         try:
             _judge_imports(report, before, venv.read_failing_imports(application, built / "bin" / "python", seconds))
         except OpsError:
             settle()  # deletes it: it is marked as not proven
             raise
-        used = users_of(named)
+        used = users_of(live)
         old = swap(built)
         try:
-            _judge_imports(report, before, venv.read_failing_imports(application, live, seconds))
+            _judge_imports(report, before, venv.read_failing_imports(application, python, seconds))
         except OpsError:
             put_back(old)
             raise
-        _judge_ignored(report, env, named)
+        _judge_ignored(report, env, live)
         if not _used(report, "virtual environment", used):
             drop()
-        return f"{named} is {built.name}, by {lock.path.name}"
+        return f"{live} is {built.name}, by {lock.path.name}"
 
-    detail = f"{named}: the backend's environment, by {lock.path.name}"
+    detail = f"{live}: the backend's environment, by {lock.path.name}"
     return Change(reinstall, REINSTALL, detail, by=[settle, build, swap, put_back, drop])
 
 

@@ -87,7 +87,7 @@ def clean_docker(
             return report
         removal = _removal(env, doomed, report.started)
         freed = size(sum(one.bytes for one in doomed))
-        report.fact("space to free", f"at least {freed}")
+        report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
         lost = (
             f"the data of {counted(len(volumes), 'volume')} is lost"
             if volumes
@@ -116,14 +116,11 @@ def clean_docker(
 
 def _removal(env: Environment, doomed: Sequence[Doomed], now: datetime) -> Change[[], list[Removed]]:
     """Plan one line for each object."""
-    first, *others = (
-        PlannedStep(
-            f"remove {one.kind}",
-            f"{one.name}: {one.why}, aged {duration((now - one.since).total_seconds())}",
-            one.bytes,
-        )
-        for one in doomed
-    )
+    steps = list[PlannedStep]()
+    for one in doomed:
+        age = duration((now - one.since).total_seconds())
+        steps.append(PlannedStep(f"remove {one.kind}", f"{one.name}: {one.why}, aged {age}", one.bytes))
+    first, *others = steps
     return Change(
         remove.bind(env.docker.host, doomed),
         first.step,

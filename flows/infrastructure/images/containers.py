@@ -90,8 +90,7 @@ class ContainerDeployment:
             carry(accepting)
         created = carry(self._creating)
         carry(self._replacing, created)
-        names = ", ".join(one.name for one in self.wanted)
-        return f"{self.version} runs: {names}" + ("" if created else ", as before")
+        return f"{self.version} runs: {', '.join(one.name for one in self.wanted)}" + ("" if created else ", as before")
 
     @cached_property
     def _accepting(self) -> list[Change[[], None]]:
@@ -112,7 +111,7 @@ class ContainerDeployment:
         first, *others = (
             PlannedStep("remove", f"{previous_name(one.name)}, if {one.name} is healthy now") for one in left
         )
-        return [Change(accept, first.step, first.detail, more=others, by=[remove])]
+        return [Change(accept, "remove", first.detail, more=others, by=[remove])]
 
     @cached_property
     def _creating(self) -> Change[[], dict[str, str]]:
@@ -134,7 +133,7 @@ class ContainerDeployment:
             )
             for one in self.wanted
         )
-        return Change(stage, first.step, first.detail, more=others, by=[pull, create])
+        return Change(stage, "create", first.detail, more=others, by=[pull, create])
 
     @cached_property
     def _replacing(self) -> Change[[Mapping[str, str]], None]:
@@ -166,7 +165,7 @@ class ContainerDeployment:
         )
         return Change(
             replace,
-            first.step,
+            "deploy",
             first.detail,
             more=others,
             by=[swap, roll_back, clear, remove],
