@@ -18,15 +18,15 @@ from flows.application.package_updates import Part, judge_tests, set_node, venv_
 from flows.application.vulnerabilities import judge_unanswered
 from flows.infrastructure.images.building import build_role
 from flows.infrastructure.images.deployment import Deployment, deployment_of, require_deployment
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.application.push import PUSH, push_branch, require_remote
+from tasks.application.push import push_branch, require_remote
 from tasks.application.worktree import Worktree, git, require_repository, worktree
 from tasks.code.suite import web_suite
 from tasks.dependencies import node_packages as node
@@ -104,24 +104,29 @@ def patch_vulnerability(
         report.fact("branch", f"{branch} in {repository}")
         report.fail_if_critical()
         then = "deploy, review and merge it" if deploy else "review, merge and deploy it"
-        report.plan("push", f"{branch} to {remote}, then {then}", by=[push_branch])
+        push = Change(
+            push_branch.bind(repository, remote, branch),
+            "push",
+            f"{branch} to {remote}, then {then}",
+            pins=[lambda report: report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())],
+            needs=[lambda _: require_unmoved(repository, branch, commit)],
+        )
         deployment = deployment_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
-        report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
-        acts = Act(PUSH, f"{branch} to {remote}"), *(deployment.plan(report) if deployment else ())
+        if deployment:
+            deployment.judge()
         effect = Effect(
             f"{branch} is pushed to {remote}" + " and deployed" * deploy,
             f"git push {remote} --delete {branch}" + ", deploy-application with the version before" * deploy,
             down="users wait while the services restart" if deploy else 0.0,
         )
-        permit = report.permit(*acts, effect=effect)
-        require_unmoved(repository, branch, commit)
-        push_branch(permit, repository, remote, branch)
-        report.fact("pushed", f"{branch} to {remote}")
-        report.outcome = f"{branch} is pushed to {remote}: review and merge it, then deploy it with deploy-application"
-        if deployment:
+        with carrying_out(report, push, *(deployment.lines if deployment else ()), effect=effect) as carry:
+            carry(push)
+            report.fact("pushed", f"{branch} to {remote}")
             report.outcome = (
-                f"{deployment.carry_out(report, permit)}; {branch} is pushed to {remote}: review and merge it"
+                f"{branch} is pushed to {remote}: review and merge it, then deploy it with deploy-application"
             )
+            if deployment:
+                report.outcome = f"{deployment.carry_out(carry)}; {branch} is pushed to {remote}: review and merge it"
     return report
 
 
@@ -211,7 +216,7 @@ def deployment_of_branch(
         OpsError: an image does not build, or the engine cannot be read.
     """
     if not (env.has("docker") and env.docker.containers):
-        return deployment_of(env, branch, seconds, commit=commit)
+        return deployment_of(report, env, branch, seconds, commit=commit)
     version, built = f"hotfix-{commit[:12]}", list[str]()
     with worktree(repository, f"ops/build-{report.started:%Y%m%d-%H%M%S}", commit) as tree:
         source = read_source(str(tree.directory))
@@ -220,7 +225,7 @@ def deployment_of_branch(
                 build_role(report, env.docker, role, source, version)
                 built.append(role)
     report.fact("images", f"{version}, on this engine only: after the merge, build the release with build-images")
-    return deployment_of(env, version, seconds, roles=built)
+    return deployment_of(report, env, version, seconds, roles=built)
 
 
 _VERSION = re.compile(r"\d+(?:\.\d+)*[\w.+-]*")

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application.code_findings import workspace_of
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest
 from runbook.report import Report
 from runbook.run import runbook
@@ -63,24 +63,24 @@ def reinstall_dependencies(
     with runbook("Reinstall dependencies", env, confirm, plan, changes=True) as report:
         if not parts:
             raise OpsError("no part is chosen", "choose web, backend or both in parts")
-        acts = [_plan_web(report, env)] if "web" in parts else []
-        acts += [_plan_backend(report, env)] if "backend" in parts else []
+        lines = [_web(report, env, seconds)] if "web" in parts else []
+        lines += [_backend(report, env, seconds)] if "backend" in parts else []
         locks = [workspace_of(env) / modules.LOCK] if "web" in parts else []
         locks += [venv.read_lock(env.application).path] if "backend" in parts else []
-        report.pin_state("lock files", ", ".join(f"{lock.name} {digest([lock.read_bytes()])}" for lock in locks))
+        digests = ", ".join(f"{lock.name} {digest([lock.read_bytes()])}" for lock in locks)
         effect = Effect(
             f"the packages of {first_of(parts)} are installed again, by the lock files",
             "not needed",
             down="the services restart",
         )
-        permit = report.permit(*acts, effect=effect)
-        done = [_web(report, env, permit, seconds)] if "web" in parts else []
-        done += [_backend(report, env, permit, seconds)] if "backend" in parts else []
-        report.outcome = "; ".join(done)
+        pins = [lambda report: report.pin_state("lock files", digests)]
+        with carrying_out(report, *lines, effect=effect, pins=pins) as carry:
+            report.outcome = "; ".join([carry(line) for line in lines])
     return report
 
 
-def _plan_web(report: Report, env: Environment) -> Act:
+def _web(report: Report, env: Environment, seconds: float) -> Change[[], str]:
+    """Build a staged copy, prove it, swap, prove again; only then delete the old one."""
     web = workspace_of(env)
     find_program("node")
     find_program("pnpm")
@@ -88,67 +88,75 @@ def _plan_web(report: Report, env: Environment) -> Act:
         raise OpsError(
             f"there is no {modules.LOCK} in {web}", "create it with pnpm install --lockfile-only, and commit it"
         )
-    report.plan(REINSTALL, f"{web}: node_modules of the workspace, by {modules.LOCK}", size=modules.read_bytes(web))
-    return Act(REINSTALL, str(web))
+    settle, build = modules.settle_modules.bind(web), modules.build_modules.bind(web)
+    swap, keep = modules.swap_modules.bind(web), modules.keep_modules.bind(web)
+    clear, drop = modules.clear_turbo.bind(web), modules.drop_old_modules.bind(web)
+
+    def reinstall() -> str:
+        if left := settle():
+            report.fact("earlier run", left)
+        built = build(seconds)
+        try:
+            swap()
+            modules.prove_modules(web, seconds)
+        except BaseException:
+            modules.restore_old(web)
+            shutil.rmtree(modules.staging_of(web), ignore_errors=True)
+            raise
+        keep()
+        report.fact("Turbo's caches", ", ".join(clear()) or "none")
+        if not _used(report, "node_modules", users_of(web, modules.NODE)):
+            drop()
+        return f"{built.dependencies} direct dependencies of the workspace match the lock file"
+
+    return Change(
+        reinstall,
+        REINSTALL,
+        f"{web}: node_modules of the workspace, by {modules.LOCK}",
+        size=modules.read_bytes(web),
+        by=[settle, build, swap, keep, clear, drop],
+    )
 
 
-def _plan_backend(report: Report, env: Environment) -> Act:
-    live, lock = venv.venv_of(env.application), venv.read_lock(env.application)
+def _backend(report: Report, env: Environment, seconds: float) -> Change[[], str]:
+    """Build it under its final name and prove it there; the swap is one rename of the link."""
+    application = env.application
+    live, lock = venv.venv_of(application), venv.read_lock(application)
     if lock.loose:
         report.warn(
             "lock of the backend",
             "pin them (pip freeze): otherwise two installations differ",
             value=f"{len(lock.loose)} without a version: {', '.join(lock.loose[:3])}",
         )
-    report.plan(REINSTALL, f"{live}: the backend's environment, by {lock.path.name}")
-    return Act(REINSTALL, str(live))
+    settle, build = venv.settle_venv.bind(application), venv.build_venv.bind(application)
+    swap, put_back = venv.swap_venv.bind(application), venv.return_venv.bind(application)
+    drop = venv.drop_old_venvs.bind(application)
 
+    def reinstall() -> str:
+        if left := settle():
+            report.fact("earlier run", left)
+        python = Path(application.need("python"))
+        before = venv.read_failing_imports(application, python, seconds) if python.exists() else set()
+        built = build(lock, report.started, seconds)
+        try:
+            _judge_imports(report, before, venv.read_failing_imports(application, built / "bin" / "python", seconds))
+        except OpsError:
+            settle()  # deletes it: it is marked as not proven
+            raise
+        used = users_of(live)
+        old = swap(built)
+        try:
+            _judge_imports(report, before, venv.read_failing_imports(application, python, seconds))
+        except OpsError:
+            put_back(old)
+            raise
+        _judge_ignored(report, env, live)
+        if not _used(report, "virtual environment", used):
+            drop()
+        return f"{live} is {built.name}, by {lock.path.name}"
 
-def _web(report: Report, env: Environment, permit: Permit, seconds: float) -> str:
-    """Build a staged copy, prove it, swap, prove again; only then delete the old one."""
-    web = workspace_of(env)
-    if left := modules.settle_modules(permit, web):
-        report.fact("earlier run", left)
-    built = modules.build_modules(permit, web, seconds)
-    try:
-        modules.swap_modules(permit, web)
-        modules.prove_modules(web, seconds)
-    except BaseException:
-        modules.restore_old(web)
-        shutil.rmtree(modules.staging_of(web), ignore_errors=True)
-        raise
-    modules.keep_modules(permit, web)
-    cleared = modules.clear_turbo(permit, web)
-    report.fact("Turbo's caches", ", ".join(cleared) or "none")
-    if not _used(report, "node_modules", users_of(web, modules.NODE)):
-        modules.drop_old_modules(permit, web)
-    return f"{built.dependencies} direct dependencies of the workspace match the lock file"
-
-
-def _backend(report: Report, env: Environment, permit: Permit, seconds: float) -> str:
-    """Build it under its final name and prove it there; the swap is one rename of the link."""
-    application = env.application
-    if left := venv.settle_venv(permit, application):
-        report.fact("earlier run", left)
-    lock, live = venv.read_lock(application), Path(application.need("python"))
-    before = venv.read_failing_imports(application, live, seconds) if live.exists() else set()
-    built = venv.build_venv(permit, application, lock, report.started, seconds)
-    try:
-        _judge_imports(report, before, venv.read_failing_imports(application, built / "bin" / "python", seconds))
-    except OpsError:
-        venv.settle_venv(permit, application)  # deletes it: it is marked as not proven
-        raise
-    used = users_of(live.parent.parent)
-    old = venv.swap_venv(permit, application, built)
-    try:
-        _judge_imports(report, before, venv.read_failing_imports(application, live, seconds))
-    except OpsError:
-        venv.return_venv(permit, application, old)
-        raise
-    _judge_ignored(report, env, live.parent.parent)
-    if not _used(report, "virtual environment", used):
-        venv.drop_old_venvs(permit, application)
-    return f"{live.parent.parent} is {built.name}, by {lock.path.name}"
+    detail = f"{live}: the backend's environment, by {lock.path.name}"
+    return Change(reinstall, REINSTALL, detail, by=[settle, build, swap, put_back, drop])
 
 
 def _judge_ignored(report: Report, env: Environment, link: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.application.worktree import git
 
@@ -22,15 +22,14 @@ def require_remote(repository: Path, remote: str) -> None:
         )
 
 
-@action(idempotent=True)
-def push_branch(permit: Permit, repository: Path, remote: str, branch: str) -> None:
+@action(of=lambda remote, branch: Act(PUSH, f"{branch} to {remote}"), idempotent=True)
+def push_branch(repository: Path, remote: str, branch: str) -> None:
     """Push a branch; never by force.
 
     Raises:
         OpsError: the remote refused or is unreachable; the message does not contain the login of its address.
         VerificationFailed: the remote does not have the branch afterwards.
     """
-    permit.require(PUSH, f"{branch} to {remote}")
     try:
         git(repository, "push", "--quiet", remote, f"refs/heads/{branch}:refs/heads/{branch}")
         there = git(repository, "ls-remote", remote, f"refs/heads/{branch}").split()

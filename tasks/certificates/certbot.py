@@ -13,7 +13,7 @@ from typing import Literal
 from blocks.places import Certificates
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 
 Kind = Literal["issue certificate", "renew certificate", "reload web server for"]
@@ -161,8 +161,8 @@ def _inherit(block: Certificates) -> tuple[str, ...]:
     return (*shell.NETWORK, *block.inherit)
 
 
-@action
-def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[str]) -> str:
+@action(of=lambda kind, names: Act(kind, names[0]))
+def run_given(block: Certificates, kind: Kind, names: Sequence[str]) -> str:
     """Issue or renew one certificate by `renew_command`, with OPS_CERTIFICATE (its directory) and OPS_CERTIFICATE_NAMES
     in its environment; then reload the web server. Returns the error of the reload, "" for none.
 
@@ -170,7 +170,6 @@ def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[s
         CommandFailed: the command failed.
         OpsError: it did not end within CERTBOT_SECONDS.
     """
-    permit.require(kind, names[0])
     variables = {"OPS_CERTIFICATE": str(Path(block.directory) / names[0]), "OPS_CERTIFICATE_NAMES": " ".join(names)}
     hint = "fix what renew_command prints, then run this again"
     shell.run(
@@ -183,8 +182,8 @@ def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[s
     return ""
 
 
-@action
-def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence[str]) -> str:
+@action(of=lambda kind, names: Act(kind, names[0]))
+def run_certbot(block: Certificates, kind: Kind, names: Sequence[str]) -> str:
     """Issue or renew one certificate; certbot's deploy hook reloads the web server. Returns the hook's error, "" for
     none: certbot exits 0 in both cases.
 
@@ -192,7 +191,6 @@ def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence
         CommandFailed: certbot failed; its `stdout` has the challenges.
         OpsError: it did not end within CERTBOT_SECONDS.
     """
-    permit.require(kind, names[0])
     trust = {"REQUESTS_CA_BUNDLE": block.acme_authorities} if block.acme_authorities else {}
     argv, hint = command(block, kind, names), "check certbot's log (letsencrypt.log)"
     done = shell.run(
@@ -202,14 +200,13 @@ def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence
     return "; ".join(wrong)
 
 
-@action(idempotent=True)
-def reload_web_server(permit: Permit, block: Certificates, name: str) -> None:
+@action(of=lambda name: Act(RELOAD, name), idempotent=True)
+def reload_web_server(block: Certificates, name: str) -> None:
     """Reload the web server's certificates; its connections continue.
 
     Raises:
         CommandFailed, OpsError: the reload failed.
     """
-    permit.require(RELOAD, name)
     hint = f"fix the configuration of {block.web_server} (nginx -t): until then it serves the old certificate"
     shell.run(block.reloading(), timeout_seconds=RELOAD_SECONDS, hint=hint)
 

@@ -13,7 +13,7 @@ import docker.errors
 
 from blocks.docker import Docker, engine, words
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.masking import masked
@@ -158,19 +158,13 @@ def _follow(role: str, stream: Iterable[Mapping[str, Any]], lines: deque[str]) -
             )
 
 
-def push_act(reference: str) -> Act:
-    """The act that needs a permit."""
-    return Act(PUSH, reference)
-
-
-@action(idempotent=True)
-def push_image(permit: Permit, block: Docker, reference: str) -> str:
+@action(of=lambda reference: Act(PUSH, reference), idempotent=True)
+def push_image(block: Docker, reference: str) -> str:
     """Push one tag; returns its digest, read back from the registry.
 
     Raises:
         OpsError: the registry refuses it, or does not answer.
     """
-    permit.require(PUSH, reference)
     repository, _, tag = reference.rpartition(":")
     pushed = ""
     with engine(block.host, seconds=SILENT_SECONDS) as client:

@@ -7,7 +7,7 @@ runs again first. Each step is safe to repeat after a kill: the names show how f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import docker.errors
 from blocks.docker import Docker, engine
 from runbook.current import leaves, removed
 from runbook.errors import OpsError
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.docker.building import SILENT_SECONDS, read_digest
 from tasks.docker.deployed import failed_name, find, previous_name
@@ -48,9 +48,12 @@ def next_name(name: str) -> str:
     return f"{name}-next"
 
 
-def act_of(wanted: WantedContainer) -> Act:
-    """The act that needs a permit."""
-    return Act(DEPLOY, f"{wanted.reference} as {wanted.name}")
+def _acts(wanted: Sequence[WantedContainer]) -> list[Act]:
+    return [Act(DEPLOY, f"{one.reference} as {one.name}") for one in wanted]
+
+
+def _of(wanted: Sequence[WantedContainer], roles: Collection[str]) -> list[WantedContainer]:
+    return [one for one in wanted if one.role in roles]
 
 
 @probe
@@ -96,17 +99,17 @@ def _digest_of(image: Mapping[str, Any], repository: str) -> str:
     return next((digest for name, _, digest in named if name == repository), "")
 
 
-@action(idempotent=True)
-def pull_images(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> list[WantedContainer]:
-    """Pull the planned images by digest, whatever the tag means now, and set the local tag to them.
+@action(of=_acts, idempotent=True)
+def pull_images(block: Docker, wanted: Sequence[WantedContainer]) -> dict[str, str]:
+    """Pull the planned images by digest, whatever the tag means now, and set the local tag to them. Returns role → id
+    of the image.
 
     Raises:
         OpsError: an image cannot be pulled.
     """
-    pulled = []
+    pulled = {}
     with engine(block.host, seconds=SILENT_SECONDS) as client:
         for one in wanted:
-            permit.require(DEPLOY, act_of(one).target)
             repository, _, tag = one.reference.rpartition(":")
             if one.digest and not _inspected(client, one.image):
                 for part in client.api.pull(
@@ -116,23 +119,21 @@ def pull_images(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]
                         raise OpsError(f"{one.image} cannot be pulled: {part['error']}", "check the registry")
             if one.digest:
                 client.api.tag(one.image, repository, tag)
-            found = str(client.api.inspect_image(one.image)["Id"])
-            pulled.append(WantedContainer(one.role, one.name, one.reference, one.digest, found))
+            pulled[one.role] = str(client.api.inspect_image(one.image)["Id"])
     return pulled
 
 
-@action(idempotent=True, staged=True)
-def create_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> dict[str, str]:
-    """Create each container alongside the running one, without starting it: errors of its configuration show now.
-    Returns role → id of the new container.
+@action(of=_acts, idempotent=True, staged=True)
+def create_containers(block: Docker, wanted: Sequence[WantedContainer], roles: Collection[str]) -> dict[str, str]:
+    """Create the containers of these roles alongside the running ones, without starting them: errors of their
+    configuration show now. Returns role → id of the new container.
 
     Raises:
         OpsError: the engine refuses one, or its env_file cannot be read.
     """
     created = {}
     with engine(block.host) as client:
-        for one in wanted:
-            permit.require(DEPLOY, act_of(one).target)
+        for one in _of(wanted, roles):
             if left := find(client, next_name(one.name)):  # of a killed run
                 left.remove(force=True)
             described = options(block.container(one.role))
@@ -143,17 +144,16 @@ def create_containers(permit: Permit, block: Docker, wanted: Sequence[WantedCont
     return created
 
 
-@action(idempotent=True)
-def swap_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
-    """Stop and rename the old container, start the new one under its name. A container that a killed run kept stays the
-    one to roll back to; its unproven successor is removed.
+@action(of=_acts, idempotent=True)
+def swap_containers(block: Docker, wanted: Sequence[WantedContainer], roles: Collection[str]) -> None:
+    """Stop and rename the old container of each role, start the new one under its name. A container that a killed run
+    kept stays the one to roll back to; its unproven successor is removed.
 
     Raises:
         OpsError: the engine refuses an operation, for example the start.
     """
     with engine(block.host, seconds=STOP_SECONDS) as client:
-        for one in wanted:
-            permit.require(DEPLOY, act_of(one).target)
+        for one in _of(wanted, roles):
             if following := find(client, next_name(one.name)):  # else it has its final name already
                 if current := find(client, one.name):
                     current.stop()
@@ -167,20 +167,19 @@ def swap_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContai
             client.containers.get(one.name).start()
 
 
-@action(idempotent=True)
+@action(of=_acts, idempotent=True)
 def roll_back_containers(
-    permit: Permit, block: Docker, wanted: Sequence[WantedContainer], created: Mapping[str, str]
+    block: Docker, wanted: Sequence[WantedContainer], roles: Collection[str], created: Mapping[str, str]
 ) -> list[str]:
-    """Restore and start the old containers; the new ones are stopped and kept for their logs. Returns the roles without
-    an old container: only the new one (`created`) exists.
+    """Restore and start the old containers of these roles; the new ones are stopped and kept for their logs. Returns
+    the roles without an old container: only the new one (`created`) exists.
 
     Raises:
         OpsError: the engine refuses an operation.
     """
     without = []
     with engine(block.host, seconds=STOP_SECONDS) as client:
-        for one in wanted:
-            permit.require(DEPLOY, act_of(one).target)
+        for one in _of(wanted, roles):
             if left := find(client, next_name(one.name)):
                 left.remove(force=True)
                 removed(f"container {next_name(one.name)}")
@@ -216,22 +215,21 @@ def _never_start(container: Any) -> None:
         container.update(restart_policy=never)
 
 
-@action(idempotent=True)
-def remove_failed(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
-    """Remove the unhealthy containers, after their logs are in the report. Images and volumes are kept."""
+@action(of=_acts, idempotent=True)
+def remove_failed(block: Docker, wanted: Sequence[WantedContainer], roles: Collection[str]) -> None:
+    """Remove the unhealthy containers of these roles, after their logs are in the report. Images and volumes are
+    kept."""
     with engine(block.host) as client:
-        for one in wanted:
-            permit.require(DEPLOY, act_of(one).target)
+        for one in _of(wanted, roles):
             if left := find(client, failed_name(one.name)):
                 left.remove(force=True)
 
 
-@action(idempotent=True)
-def remove_previous(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
+@action(of=_acts, idempotent=True)
+def remove_previous(block: Docker, wanted: Sequence[WantedContainer]) -> None:
     """Remove the old containers, after the new ones are proven. Images and volumes are kept."""
     with engine(block.host) as client:
         for one in wanted:
-            permit.require(DEPLOY, act_of(one).target)
             for name in (previous_name(one.name), failed_name(one.name)):
                 if left := find(client, name):
                     left.remove()

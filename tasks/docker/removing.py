@@ -10,7 +10,7 @@ from typing import Any
 import docker.errors
 
 from blocks.docker import engine, words
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.docker.choosing import Doomed, Kind
 from tasks.docker.inventory import COUNT_SECONDS, STOPPED, moment
@@ -24,14 +24,14 @@ class Removed:
     kept: str
 
 
-def act_of(one: Doomed) -> Act:
-    """The act that needs a permit: this object by its id, not another one of the same name."""
-    return Act(f"remove {one.kind}", f"{one.name} {one.id}".strip())
+def _acts(doomed: Sequence[Doomed]) -> list[Act]:
+    """Name each object by its id, too: another one can get the same name."""
+    return [Act(f"remove {one.kind}", f"{one.name} {one.id}".strip()) for one in doomed]
 
 
-@action(idempotent=True)
-def remove(permit: Permit, host: str, doomed: Sequence[Doomed]) -> list[Removed]:
-    """Remove the permitted objects. One that is used now, or has been replaced, is kept with the reason.
+@action(of=_acts, idempotent=True)
+def remove(host: str, doomed: Sequence[Doomed]) -> list[Removed]:
+    """Remove the chosen objects. One that is used now, or has been replaced, is kept with the reason.
 
     Raises:
         Unreachable: the engine does not answer; earlier removals stay done.
@@ -39,8 +39,6 @@ def remove(permit: Permit, host: str, doomed: Sequence[Doomed]) -> list[Removed]
     done = list[Removed]()
     with engine(host, seconds=COUNT_SECONDS) as client:
         for one in doomed:
-            act = act_of(one)
-            permit.require(act.kind, act.target)
             try:
                 kept = _REMOVE[one.kind](client, one)
             except docker.errors.NotFound:  # removed meanwhile

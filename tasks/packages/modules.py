@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.application.programs import NODE_VARIABLES, answer, find_program, parsed
 from tasks.application.worktree import git, packages_of
@@ -55,15 +55,18 @@ def read_bytes(web: Path) -> int:
     return sum(sizes.values())
 
 
-@action(idempotent=True)
-def settle_modules(permit: Permit, web: Path) -> str:
+def _act(web: Path) -> Act:
+    return Act(REINSTALL, str(web))
+
+
+@action(of=_act, idempotent=True)
+def settle_modules(web: Path) -> str:
     """Finish or revert an earlier run: restore the old packages, or delete them if the new ones are proven. Returns
     what was done, "" for nothing.
 
     Raises:
         OpsError: a process that started before the proof still uses the old packages.
     """
-    permit.require(REINSTALL, str(web))
     staging, old = staging_of(web), _superseded(web)
     proven = (staging / PROVEN).exists()
     if not staging.exists() and not old:
@@ -81,15 +84,14 @@ def settle_modules(permit: Permit, web: Path) -> str:
     return "reverted a killed run" if old else "deleted the staged packages of a killed run"
 
 
-@action
-def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
+@action(of=_act)
+def build_modules(web: Path, seconds: float) -> Installed:
     """Install staged packages from the lock file only, and prove them.
 
     Raises:
         OpsError: pnpm is missing, hangs, or refuses (a lock file that does not match, an unreachable registry).
         VerificationFailed: the packages differ from the lock file.
     """
-    permit.require(REINSTALL, str(web))
     staging = staging_of(web)
     pnpm = find_program("pnpm")
     try:
@@ -120,11 +122,10 @@ def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
     return Installed(proven, done.seconds)
 
 
-@action
-def swap_modules(permit: Permit, web: Path) -> None:
+@action(of=_act)
+def swap_modules(web: Path) -> None:
     """Swap each node_modules; the old one is kept alongside. A node_modules without a staged one belongs to another
     project or a virtual environment and is not touched."""
-    permit.require(REINSTALL, str(web))
     staging = staging_of(web)
     fresh = {path.parent.relative_to(staging): path for path in packages_of(staging)}
     for place in sorted(fresh):
@@ -147,25 +148,22 @@ def prove_modules(web: Path, seconds: float) -> Installed:
     return Installed(_prove(find_program("pnpm"), web, seconds))
 
 
-@action(idempotent=True)
-def keep_modules(permit: Permit, web: Path) -> None:
+@action(of=_act, idempotent=True)
+def keep_modules(web: Path) -> None:
     """Record that the new packages are proven: the old ones can be deleted from here on."""
-    permit.require(REINSTALL, str(web))
     (staging_of(web) / PROVEN).touch()
 
 
-@action(idempotent=True)
-def drop_old_modules(permit: Permit, web: Path) -> None:
+@action(of=_act, idempotent=True)
+def drop_old_modules(web: Path) -> None:
     """Delete the old packages, only if the new ones are proven."""
-    permit.require(REINSTALL, str(web))
     if (staging_of(web) / PROVEN).exists():
         _remove_old(web)
 
 
-@action(idempotent=True)
-def clear_turbo(permit: Permit, web: Path) -> list[str]:
+@action(of=_act, idempotent=True)
+def clear_turbo(web: Path) -> list[str]:
     """Delete Turbo's caches: `.turbo` of the workspace and its packages. Those in node_modules are replaced with it."""
-    permit.require(REINSTALL, str(web))
     found = [path for path in (web / ".turbo", *sorted(web.glob("*/*/.turbo"))) if path.is_dir()]
     for path in found:
         shutil.rmtree(path)

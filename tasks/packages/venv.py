@@ -21,7 +21,7 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.application.programs import PYTHON_VARIABLES, answer
 from tasks.application.worktree import git
@@ -45,9 +45,11 @@ _PINNED = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*(==)?")
 
 @dataclass(frozen=True)
 class VenvLock:
-    """The file that lists the packages to install; `loose`: its lines without a version."""
+    """The file that lists the packages to install; `loose`: its lines without a version; `backend`: the directory where
+    pip reads it."""
 
     path: Path
+    backend: Path
     loose: tuple[str, ...]
 
 
@@ -85,7 +87,9 @@ def read_lock(application: Application) -> VenvLock:
         if (path := backend / name).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             named = [(line, found) for line in lines if line[:1] not in (" ", "#") and (found := _PINNED.match(line))]
-            return VenvLock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
+            return VenvLock(
+                path, backend, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line)
+            )
     raise OpsError(
         f"there is no {' or '.join(lock_names(application))} in {backend}", "create one with pip freeze or pip-compile"
     )
@@ -98,12 +102,15 @@ def renamed_venv(application: Application) -> Path | None:
     return old if not venv.exists() and old.is_dir() else None
 
 
-@action(idempotent=True)
-def settle_venv(permit: Permit, application: Application, keep: Path | None = None) -> str:
+def _act(application: Application) -> Act:
+    return Act(REINSTALL, str(venv_of(application)))
+
+
+@action(of=_act, idempotent=True)
+def settle_venv(application: Application, keep: Path | None = None) -> str:
     """Finish or revert an earlier run, and delete old environments that no process uses, except `keep`. Returns what
     was done."""
     venv = venv_of(application)
-    permit.require(REINSTALL, str(venv))
     if old := renamed_venv(application):
         venv.unlink(missing_ok=True)
         old.rename(venv)
@@ -115,8 +122,8 @@ def settle_venv(permit: Permit, application: Application, keep: Path | None = No
     return f"deleted {', '.join(path.name for path in doomed)}" if doomed else ""
 
 
-@action(staged=True)
-def build_venv(permit: Permit, application: Application, lock: VenvLock, now: datetime, seconds: float) -> Path:
+@action(of=_act, staged=True)
+def build_venv(application: Application, lock: VenvLock, now: datetime, seconds: float) -> Path:
     """Build it under its final name from the lock file, and check it with pip.
 
     Raises:
@@ -124,7 +131,6 @@ def build_venv(permit: Permit, application: Application, lock: VenvLock, now: da
         VerificationFailed: pip finds conflicts.
     """
     venv = venv_of(application)
-    permit.require(REINSTALL, str(venv))
     built = venv.with_name(f"{venv.name}-{now:%Y%m%d%H%M%S}")
     try:
         built.mkdir()
@@ -137,12 +143,14 @@ def build_venv(permit: Permit, application: Application, lock: VenvLock, now: da
     try:
         answer([_base(venv), "-m", "venv", built], built.parent, seconds=seconds)
         failpoint("reinstall: venv made")
-        backend = Path(application.need("backend_directory"))
         pip: list[str | Path] = [built / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
         answer(
-            [*pip, "install", "--quiet", "--requirement", lock.path], backend, seconds=seconds, inherit=PYTHON_VARIABLES
+            [*pip, "install", "--quiet", "--requirement", lock.path],
+            lock.backend,
+            seconds=seconds,
+            inherit=PYTHON_VARIABLES,
         )
-        problems = conflicts_in(answer([*pip, "check"], backend, seconds=seconds, accepted=(0, 1)))
+        problems = conflicts_in(answer([*pip, "check"], lock.backend, seconds=seconds, accepted=(0, 1)))
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise
@@ -172,11 +180,10 @@ def read_failing_imports(application: Application, python: Path, seconds: float)
     return {line for line in lines if line.partition(":")[0] in names}
 
 
-@action
-def swap_venv(permit: Permit, application: Application, built: Path) -> Path:
+@action(of=_act)
+def swap_venv(application: Application, built: Path) -> Path:
     """Point `venv` to the new environment. Returns the path of the old one."""
     venv = venv_of(application)
-    permit.require(REINSTALL, str(venv))
     (built / BUILDING).unlink(missing_ok=True)
     if venv.is_symlink() or not venv.exists():
         old = venv.resolve() if venv.exists() else built
@@ -189,11 +196,10 @@ def swap_venv(permit: Permit, application: Application, built: Path) -> Path:
     return old
 
 
-@action(idempotent=True)
-def return_venv(permit: Permit, application: Application, old: Path) -> None:
+@action(of=_act, idempotent=True)
+def return_venv(application: Application, old: Path) -> None:
     """Point `venv` to the old environment again."""
     venv = venv_of(application)
-    permit.require(REINSTALL, str(venv))
     if old.name.endswith("-old"):
         venv.unlink()
         old.rename(venv)
@@ -201,11 +207,10 @@ def return_venv(permit: Permit, application: Application, old: Path) -> None:
         _link(venv, old)
 
 
-@action(idempotent=True)
-def drop_old_venvs(permit: Permit, application: Application) -> list[str]:
+@action(of=_act, idempotent=True)
+def drop_old_venvs(application: Application) -> list[str]:
     """Delete the environments that `venv` does not point to."""
     venv = venv_of(application)
-    permit.require(REINSTALL, str(venv))
     old = _others(venv) if venv.is_symlink() and venv.exists() else []
     for path in old:
         shutil.rmtree(path)

@@ -21,12 +21,10 @@ from pathlib import Path
 
 from blocks.places import Application
 from runbook.errors import CommandFailed, OpsError
-from runbook.guard.permit import Act
 from runbook.kinds import probe
 from tasks.application.files import directory_of
 from tasks.application.worktree import git, require_repository
 
-UNPACK = "unpack"
 RELEASE = "RELEASE"
 _VERSION = re.compile(r"\w[\w./+-]{0,199}", re.ASCII)
 
@@ -42,9 +40,9 @@ class Release:
     directory: Path
 
     @property
-    def act(self) -> Act:
-        """The act that needs a permit."""
-        return Act(UNPACK, f"{self.version} ({self.commit[:12]}) into {self.directory}")
+    def text(self) -> str:
+        """The version, its commit and where it is unpacked."""
+        return f"{self.version} ({self.commit[:12]}) into {self.directory}"
 
 
 @dataclass(frozen=True)

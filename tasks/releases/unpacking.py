@@ -16,33 +16,36 @@ from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files import durable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
-from tasks.releases.release import RELEASE, UNPACK, Release, extract, previous_of, write_errors
+from tasks.releases.release import RELEASE, Release, extract, previous_of, write_errors
 
+UNPACK = "unpack"
 VENV = "VENV"
 PARTS = "PARTS"
 
 
-@action(idempotent=True, staged=True)
-def unpack_release(permit: Permit, release: Release) -> Path:
+def _act(release: Release) -> Act:
+    return Act(UNPACK, release.text)
+
+
+@action(of=_act, idempotent=True, staged=True)
+def unpack_release(release: Release) -> Path:
     """Unpack it alongside the live directory; returns its path.
 
     Raises:
         OpsError: the disk is full, or the archive has a path outside the directory.
     """
-    permit.require(UNPACK, release.act.target)
     return _unpack(release)
 
 
-@action(idempotent=True, staged=True)
-def keep_previous(permit: Permit, application: Application, release: Release) -> None:
+@action(of=_act, idempotent=True, staged=True)
+def keep_previous(application: Application, release: Release) -> None:
     """Copy the live release completely. A copy that a killed run left is kept: it is the one to roll back to.
 
     Raises:
         OpsError: the disk is full, or that copy has other parts.
     """
-    permit.require(UNPACK, release.act.target)
     before, live = previous_of(release.directory), release.directory
     if before.is_dir():
         if strange := set(release.parts) - _kept(before).keys():
@@ -68,10 +71,9 @@ def keep_previous(permit: Permit, application: Application, release: Release) ->
         durable.sync(before.parent)
 
 
-@action(idempotent=True)
-def swap_release(permit: Permit, release: Release) -> None:
+@action(of=_act, idempotent=True)
+def swap_release(release: Release) -> None:
     """Replace the live parts with the unpacked ones, one by one. The services must be stopped."""
-    permit.require(UNPACK, release.act.target)
     _swap(release)
 
 
@@ -85,14 +87,13 @@ def overwrite_live(release: Release) -> None:
     _swap(release)
 
 
-@action(idempotent=True)
-def restore_previous(permit: Permit, release: Release) -> None:
+@action(of=_act, idempotent=True)
+def restore_previous(release: Release) -> None:
     """Restore the previous release, part by part; its copy is kept until it is proven.
 
     Raises:
         OpsError: it cannot be written, or the copy is incomplete: then nothing was changed.
     """
-    permit.require(UNPACK, release.act.target)
     before = previous_of(release.directory)
     kept = _kept(before)
     if lost := [part for part, there in kept.items() if there and not os.path.lexists(before / part)]:
@@ -112,10 +113,9 @@ def restore_previous(permit: Permit, release: Release) -> None:
             _replace(fresh, live)
 
 
-@action(idempotent=True)
-def delete_previous(permit: Permit, release: Release) -> None:
+@action(of=_act, idempotent=True)
+def delete_previous(release: Release) -> None:
     """Delete the copy: the live release is proven. It is renamed first: a copy with the original name is complete."""
-    permit.require(UNPACK, release.act.target)
     before = previous_of(release.directory)
     with write_errors(before):
         _sweep(before)

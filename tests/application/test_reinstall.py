@@ -17,10 +17,9 @@ import pytest
 from blocks.places import Application
 from flows.application.reinstall import reinstall_dependencies
 from runbook.errors import OpsError, RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
-from tasks.packages.modules import NODE, REINSTALL, SUPERSEDED, keep_modules, settle_modules, staging_of, swap_modules
+from tasks.packages.modules import NODE, SUPERSEDED, keep_modules, settle_modules, staging_of, swap_modules
 from tasks.packages.users import users_of
 from tasks.packages.venv import BUILDING, _imported, read_failing_imports, settle_venv, swap_venv, venv_of
 from tests.fixtures import forked
@@ -234,58 +233,57 @@ def ages(web: Path) -> list[str]:
 
 
 def test_every_state_that_a_killed_run_leaves_is_settled(modules: Path) -> None:
-    web, permit = modules, Permit(NAME, (Act(REINSTALL, str(modules)),))
-    assert settle_modules(permit, web) == ""
+    web = modules
+    assert settle_modules.work(web) == ""
     stage(web)
-    assert settle_modules(permit, web) == "deleted the staged packages of a killed run"
+    assert settle_modules.work(web) == "deleted the staged packages of a killed run"
     stage(web)
     (web / "node_modules").rename(web / SUPERSEDED)  # between the renames of the first
-    assert settle_modules(permit, web) == "reverted a killed run"
+    assert settle_modules.work(web) == "reverted a killed run"
     assert ages(web) == ["old", "old"]
     stage(web)
-    swap_modules(permit, web)  # not proven
+    swap_modules.work(web)  # not proven
     assert ages(web) == ["new", "new"]
-    assert settle_modules(permit, web) == "reverted a killed run"
+    assert settle_modules.work(web) == "reverted a killed run"
     assert ages(web) == ["old", "old"]
     stage(web)
-    swap_modules(permit, web)
-    keep_modules(permit, web)
+    swap_modules.work(web)
+    keep_modules.work(web)
     shutil.rmtree(web / SUPERSEDED)  # killed while the old ones went
-    assert settle_modules(permit, web) == "deleted the old packages of an earlier run"
+    assert settle_modules.work(web) == "deleted the old packages of an earlier run"
     assert ages(web) == ["new", "new"]
     assert not staging_of(web).exists()
     assert not list(web.rglob(SUPERSEDED))
 
 
 def test_old_packages_stay_while_a_process_runs_from_them(modules: Path, tmp_path: Path) -> None:
-    web, permit = modules, Permit(NAME, (Act(REINSTALL, str(modules)),))
+    web = modules
     (tmp_path / "node").symlink_to(sys.executable)
     with subprocess.Popen([tmp_path / "node", "-c", "input()"], stdin=subprocess.PIPE, cwd=web) as running:
         stage(web)
-        swap_modules(permit, web)
+        swap_modules.work(web)
         until(lambda: users_of(web, NODE), what="the process", seconds=120)
-        keep_modules(permit, web)
+        keep_modules.work(web)
         with pytest.raises(OpsError, match=rf"in use: .*\(pid {running.pid}\)"):
-            settle_modules(permit, web)
+            settle_modules.work(web)
         running.kill()
-    assert settle_modules(permit, web) == "deleted the old packages of an earlier run"
+    assert settle_modules.work(web) == "deleted the old packages of an earlier run"
 
 
 def test_every_state_of_an_environment_that_a_killed_run_leaves_is_settled(tmp_path: Path) -> None:
     application = Application(python=str(tmp_path / "venv/bin/python"), backend_directory=str(tmp_path))
-    permit = Permit(NAME, (Act(REINSTALL, str(tmp_path / "venv")),))
     building, old = tmp_path / "venv-20260215093000", tmp_path / "venv-old"
     (tmp_path / "venv").mkdir()
     building.mkdir()
     (building / BUILDING).touch()
     (tmp_path / "venv-mine").mkdir()
-    assert building.name in settle_venv(permit, application)  # killed while it was made
+    assert building.name in settle_venv.work(application)  # killed while it was made
     assert not building.exists()
     (tmp_path / "venv").rename(old)  # killed between the renames
-    assert settle_venv(permit, application) == "restored the old environment"
+    assert settle_venv.work(application) == "restored the old environment"
     assert (tmp_path / "venv").is_dir()
     building.mkdir()
-    assert swap_venv(permit, application, building) == old
+    assert swap_venv.work(application, building) == old
     assert (tmp_path / "venv").resolve() == building
-    assert "venv-old" in settle_venv(permit, application)  # killed after the swap of what was proven
+    assert "venv-old" in settle_venv.work(application)  # killed after the swap of what was proven
     assert sorted(path.name for path in tmp_path.glob("venv*")) == ["venv", "venv-20260215093000", "venv-mine"]

@@ -14,7 +14,9 @@ import pytest
 from flows.infrastructure.images import releases
 from flows.infrastructure.images.deployment import deploy_application
 from runbook.errors import LockLost, RunbookFailed
+from runbook.kinds import action
 from runbook.report import Report, Status
+from tasks.releases.release import Release
 from tests.fixtures import forked
 from tests.fixtures.application.packaged import IN_GIT, NAME
 from tests.fixtures.application.served import DEAD, Served
@@ -48,6 +50,7 @@ def test_a_version_and_the_one_before_it(served: Served) -> None:
     first, second = served.git("rev-parse", "HEAD").strip(), served.release("v2", '"one"', '"two"')
     plan = deployed("v2", confirm="")
     assert (plan.status, served.answer()["greeting"], served.left()) == (Status.PLANNED, "one", [])
+    assert [step.step for step in plan.plan_steps] == ["unpack", "copy", "restart"]
     assert plan.pins["version"] == second
     assert rows(plan, "Release") == [("now", "not known", ""), ("then", "v2", second)]
     report = deployed("v2")
@@ -105,6 +108,11 @@ def test_killed_anywhere_the_previous_version_can_still_be_restored(served: Serv
     served.release("v2", *BROKEN)
     killed("v2", place)
     assert "live.release-before" in served.left()
+    first_line = deployed("v2", confirm="").plan_steps[0]
+    assert (first_line.step, first_line.detail) == (
+        "delete",
+        f"{served.base}/live.release-before, if the live release is healthy now",
+    )
     report = refused("v2")
     assert "a deployment was interrupted" in bad(report)["previous version"]
     assert report.status is Status.CRITICAL
@@ -246,6 +254,8 @@ def test_killed_between_the_renames_of_the_environment_it_is_launched_again(serv
     served.release("v2", '"one"', '"two"')
     killed("v2", "reinstall: between renames")
     assert not served.python.exists()
+    plan = deployed(first, confirm="")
+    assert [step.step for step in plan.plan_steps] == ["restore", "delete", "unpack", "copy", "restart"]
     assert bad(deployed(first)).keys() == {"previous version"}
     assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.0", "one", [])
 
@@ -264,7 +274,8 @@ def test_replaced_and_restored_files_keep_their_owner(served: Served) -> None:
 
 
 def test_a_run_that_lost_its_lock_stops_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: Any) -> None:
+    @action(of=releases.swap_release.of)
+    def lost(release: Release) -> None:
         raise LockLost("the lock expired", "look for the other run")
 
     monkeypatch.setattr(releases, "swap_release", lost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,10 @@ from flows.infrastructure.certificates.findings import (
 )
 from flows.pinned import pin_paths
 from runbook import clock
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -78,12 +78,20 @@ def renew_certificates(
             report.outcome = f"none of {len(chosen)} certificates is due"
             return report
         known = read_known(report, block)
-        _plan(report, block, due)
-        pin_paths(report, "certificates", *(work.files.directory / CHAIN for work in due))
+        renewals = [_renewal(block, work) for work in due]
+        _judge_certbot(report, block, due)
+        chains = [work.files.directory / CHAIN for work in due]
         names = first_of([f"{work.kind} {work.files.name}" for work in due])
         effect = Effect(f"certificates: {names}", "certbot keeps the old files in its archive directory")
-        permit = report.permit(*(work.act for work in due), effect=effect)
-        done = [carry_out(report, permit, block, work, known) for work in due]
+        results = list[str | OpsError | None]()
+        pins = [lambda report: pin_paths(report, "certificates", *chains)]
+        with carrying_out(report, *renewals, effect=effect, pins=pins) as carry:
+            for renewal in renewals:
+                try:
+                    results.append(carry(renewal))
+                except OpsError as error:  # reported after the others: it does not stop them
+                    results.append(error)
+        done = [_judge_result(report, block, *one, known) for one in zip(due, results, strict=True)]
         report.outcome = f"{sum(done)} of {len(due)} done"
     return report
 
@@ -117,11 +125,22 @@ def _judge_unserved(report: Report, chosen: Sequence[Files], shown: Sequence[Seq
             )
 
 
-def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:
-    """The commands to run; certbot is required only if one of them needs it."""
-    for work in due:
-        line = shlex.join(certbot.command(block, work.kind, work.files.names))
-        report.plan(f"{work.kind} {work.files.name}", f"{work.why}: {line}")
+def _renewal(block: Certificates, work: Work) -> Change[[], str | None]:
+    """Plan one task with its command. It returns the error of the web server's reload, empty for none."""
+    files = work.files
+    action: Callable[[], str | None]
+    if work.kind == RELOAD:
+        action = certbot.reload_web_server.bind(block, files.name)
+    elif block.renew_command:
+        action = certbot.run_given.bind(block, work.kind, files.names)
+    else:
+        action = certbot.run_certbot.bind(block, work.kind, files.names)
+    line = shlex.join(certbot.command(block, work.kind, files.names))
+    return Change(action, f"{work.kind} {files.name}", f"{work.why}: {line}")
+
+
+def _judge_certbot(report: Report, block: Certificates, due: Sequence[Work]) -> None:
+    """Require certbot and its port, but only if a task needs them."""
     if all(work.kind == certbot.RELOAD for work in due) or block.renew_command:
         return
     if block.challenge == "standalone":
@@ -145,11 +164,6 @@ class Work:
     kind: Kind
     files: Files
     why: str
-
-    @property
-    def act(self) -> Act:
-        """The act that needs a permit."""
-        return Act(self.kind, self.files.name)
 
 
 def find_work(files: Files, shown: Sequence[Served], force: bool, now: datetime) -> Work | None:
@@ -186,28 +200,22 @@ def _name_is_of(name: str, files: Files, every: Sequence[Files]) -> bool:
     return own is files if own else name.lower() in files.names
 
 
-def carry_out(report: Report, permit: Permit, block: Certificates, work: Work, known: Sequence[Certificate]) -> bool:
-    """Carry out one task and prove it; a failure is CRITICAL and does not stop the others. Returns success."""
+def _judge_result(
+    report: Report, block: Certificates, work: Work, result: str | OpsError | None, known: Sequence[Certificate]
+) -> bool:
+    """Report the result of one task and prove it. A failure is CRITICAL. Returns success."""
     name = f"{work.files.name}: {work.kind}"
-    try:
-        if work.kind == RELOAD:
-            certbot.reload_web_server(permit, block, work.files.name)
-            wrong = ""
-        elif block.renew_command:
-            wrong = certbot.run_given(permit, block, work.kind, work.files.names)
-        else:
-            wrong = certbot.run_certbot(permit, block, work.kind, work.files.names)
-    except OpsError as error:
-        what, hint = certbot.explain(error)
+    if isinstance(result, OpsError):
+        what, hint = certbot.explain(result)
         report.fail(name, hint, value=f"{what}; {_files_after(block, work)}")
         return False
     report.require(
         name,
-        not wrong,
+        not result,
         f"check the configuration of {block.web_server} (nginx -t), and run this again",
-        value=wrong or "done",
+        value=result or "done",
     )
-    return _prove(report, block, work, known) and not wrong
+    return _prove(report, block, work, known) and not result
 
 
 def _files_after(block: Certificates, work: Work) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from blocks.docker import Docker
 from blocks.environment import Environment
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
@@ -19,7 +23,6 @@ from tasks.docker.building import (
     BuiltImage,
     build_image,
     check_version,
-    push_act,
     push_image,
     read_digest,
     read_labels,
@@ -72,31 +75,38 @@ def build_images(
         pushed = {role for role in chosen if _judge_version(report, block, role, version, source, push)}
         report.fail_if_critical()
         references = [f"{block.repository(role)}:{tag}" for role in chosen for tag in (version, source.short)]
-        for role in chosen:
-            report.plan("build", f"{role}: {block.container(role).dockerfile} of {source.short}")
+        builds = [
+            Change(
+                partial(build_role, report, block, role, source, version),
+                "build",
+                f"{role}: {block.container(role).dockerfile} of {source.short}",
+            )
+            for role in chosen
+            if role not in pushed
+        ]
         if push:
-            for reference in references:
-                report.plan("push", reference)
-            report.pin_state("commit", source.short)
+            pushes = [Change(push_image.bind(block, reference), "push", reference) for reference in references]
             effect = Effect(
                 f"builds and pushes {counted(len(chosen), 'image')} as {version}", "delete the tags in the registry"
             )
-            permit = report.permit(*map(push_act, references), effect=effect)
-        built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
-        report.table(
-            "Images",
-            ("role", "image", "id", "bytes"),
-            [(one.role, one.references[0], one.id, size(one.bytes)) for one in built],
-        )
-        pins = read_base_digests(block, source.directory, [one.role for one in built])
-        rows = [(name, pinned or "not known: the tag is not pinned") for name, pinned in pins.items()]
-        report.table("Built from", ("FROM", "image by digest"), rows)
-        if push:
-            digests = [(reference, push_image(permit, block, reference)) for reference in references]
+            pins = [lambda report: report.pin_state("commit", source.short)]
+            with carrying_out(report, *builds, *pushes, effect=effect, pins=pins) as carry:
+                _report_built(report, block, source, [carry(build) for build in builds])
+                digests = [(one.detail, carry(one)) for one in pushes]
             report.table("In the registry", ("image", "digest"), digests)
+        else:
+            _report_built(report, block, source, [build.work() for build in builds])
         done = "built and pushed" if push else "built"
         report.outcome = f"{', '.join(references[::2])} {done} from {source.short}"
     return report
+
+
+def _report_built(report: Report, block: Docker, source: BuildSource, built: Sequence[BuiltImage]) -> None:
+    rows = [(one.role, one.references[0], one.id, size(one.bytes)) for one in built]
+    report.table("Images", ("role", "image", "id", "bytes"), rows)
+    digests = read_base_digests(block, source.directory, [one.role for one in built])
+    pinned = [(name, digest or "not known: the tag is not pinned") for name, digest in digests.items()]
+    report.table("Built from", ("FROM", "image by digest"), pinned)
 
 
 def _judge_source(report: Report, source: BuildSource, push: bool) -> None:

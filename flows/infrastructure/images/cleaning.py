@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -11,17 +12,19 @@ from blocks.environment import Environment
 from blocks.services.service import DockerServices
 from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_deleted
+from runbook.change import Change, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import counted, duration, size
-from tasks.docker.choosing import CleanupSelection, Kind, choose
+from tasks.docker.choosing import CleanupSelection, Doomed, Kind, choose
 from tasks.docker.deployed import failed_name, previous_name
 from tasks.docker.inventory import read_inventory
-from tasks.docker.removing import act_of, remove
+from tasks.docker.removing import Removed, remove
 
 Part = Literal["containers", "images", "networks", "build cache"]
 KINDS: dict[Part, Kind] = {
@@ -82,20 +85,17 @@ def clean_docker(
         if not doomed:
             report.outcome = f"nothing unused is older than {older_than_hours} h"
             return report
-        for one in doomed:
-            age = duration((report.started - one.since).total_seconds())
-            report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, aged {age}", size=one.bytes)
-        report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
-        pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
+        removal = _removal(env, doomed, report.started)
         freed = size(sum(one.bytes for one in doomed))
+        report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
         lost = (
             f"the data of {counted(len(volumes), 'volume')} is lost"
             if volumes
             else "files inside stopped containers are lost"
         )
         effect = Effect(f"deletes {counted(len(doomed), 'unused object')} of Docker (at least {freed})", "", lost)
-        permit = report.permit(*map(act_of, doomed), effect=effect)
-        done = remove(permit, env.docker.host, doomed)
+        with carrying_out(report, removal, effect=effect) as carry:
+            done = carry(removal)
         report.table(
             "Removed",
             ("kind", "name", "bytes", "result"),
@@ -112,6 +112,23 @@ def clean_docker(
         report.fact("layers after", size(read_inventory.after(done)(env.docker.host).layers_bytes))
         report.outcome = f"{len(removed)} of {len(done)} removed, {size(sum(one.bytes for one in removed))}"
     return report
+
+
+def _removal(env: Environment, doomed: Sequence[Doomed], now: datetime) -> Change[[], list[Removed]]:
+    """Plan one line for each object."""
+    steps = list[PlannedStep]()
+    for one in doomed:
+        age = duration((now - one.since).total_seconds())
+        steps.append(PlannedStep(f"remove {one.kind}", f"{one.name}: {one.why}, aged {age}", one.bytes))
+    first, *others = steps
+    return Change(
+        remove.bind(env.docker.host, doomed),
+        first.step,
+        first.detail,
+        size=first.bytes,
+        more=others,
+        pins=[lambda report: pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))],
+    )
 
 
 def _own(env: Environment) -> set[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from blocks.docker import Docker
 from blocks.environment import START_ORDER, Environment
+from runbook.change import Carrier, Change, Line, State
 from runbook.errors import Locked, LockLost, OpsError, RunbookFailed, Unreachable
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.page.form import read_forms
 from runbook.page.markdown import fenced
@@ -17,12 +20,12 @@ from runbook.report import Evidence, Report
 from runbook.wait import until
 from tasks.application.health import wait_healthy
 from tasks.docker.building import VERSION, check_version, read_labels
-from tasks.docker.deployed import Deployed, RunState, read_deployed, read_log, read_states
+from tasks.docker.deployed import Deployed, RunState, previous_name, read_deployed, read_log, read_states
 from tasks.docker.deploying import (
     WantedContainer,
-    act_of,
     create_containers,
     find_images,
+    next_name,
     pull_images,
     remove_failed,
     remove_previous,
@@ -41,6 +44,7 @@ LAST_RESORT = "run deploy-application with a version that is known to work"
 class ContainerDeployment:
     """Images pulled, containers created alongside the running ones. `again`: also if the image is the same."""
 
+    report: Report
     env: Environment
     version: str
     seconds: int
@@ -50,7 +54,7 @@ class ContainerDeployment:
 
     @classmethod
     def find(
-        cls, env: Environment, version: str, seconds: int, again: bool, roles: Sequence[str]
+        cls, report: Report, env: Environment, version: str, seconds: int, again: bool, roles: Sequence[str]
     ) -> ContainerDeployment:
         """Read the running containers and the images of the version.
 
@@ -60,50 +64,148 @@ class ContainerDeployment:
         check_version(version)
         chosen = _in_order(env.docker, roles)
         now = read_deployed(env.docker, chosen)
-        return cls(env, version, seconds, again, now, find_images(env.docker, chosen, version))
+        return cls(report, env, version, seconds, again, now, find_images(env.docker, chosen, version))
 
     @property
     def identity(self) -> str:
         """The digest (or id) of each image."""
         return ", ".join(f"{one.role} {one.digest or one.image_id}" for one in self.wanted)
 
-    def plan(self, report: Report) -> list[Act]:
-        """Report the running containers and the planned steps; returns the acts that need a permit."""
-        _report_versions(report, self.env, self.now, self.wanted)
-        for one in self.wanted:
-            what = "the image is local: create and start it" if one.image_id else "pull the image, create and start it"
-            report.plan("deploy", f"{one.reference} ({one.digest or one.image_id}) as {one.name}: {what}")
-        return [act_of(one) for one in self.wanted]
+    def judge(self) -> None:
+        """Report the running containers."""
+        _report_versions(self.report, self.env, self.now, self.wanted)
 
-    def carry_out(self, report: Report, permit: Permit) -> str:
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """The planned changes."""
+        return [*self._accepting, self._creating, self._replacing]
+
+    def carry_out(self, carry: Carrier) -> str:
         """Deploy and prove it; returns what runs then.
 
         Raises:
             RunbookFailed: the version is unhealthy. The report states whether the previous version runs again.
         """
-        env, block, now = self.env, self.env.docker, self.now
-        pulled = pull_images(permit, block, self.wanted)
-        _judge_labels(report, block, pulled, self.version)
-        same = {one.role: one.image_id for one in now if one.running}
-        new = [one for one in pulled if self.again or same.get(one.role) != one.image_id]
-        _accept_interrupted(report, env, permit, now, pulled, self.seconds)
-        created = create_containers(permit, block, new)
-        report.state_is(
-            "an interrupted deployment",
-            f"run deploy-application again, version={self.version}: it continues; the previous version is still kept",
+        for accepting in self._accepting:
+            carry(accepting)
+        created = carry(self._creating)
+        carry(self._replacing, created)
+        return f"{self.version} runs: {', '.join(one.name for one in self.wanted)}" + ("" if created else ", as before")
+
+    @cached_property
+    def _accepting(self) -> list[Change[[], None]]:
+        """After an interrupted deployment the new container can be healthy by now. Then it is the version to roll back
+        to, and the kept one is removed."""
+        left = [want for one, want in zip(self.now, self.wanted, strict=True) if one.previous and one.running]
+        if not left:
+            return []
+        remove = remove_previous.bind(self.env.docker, left)
+
+        def accept() -> None:
+            try:
+                _prove(self.report, self.env, [one.role for one in left], max(self.seconds, BACK_SECONDS))
+            except OpsError:
+                return
+            remove()
+
+        first, *others = (
+            PlannedStep("remove", f"{previous_name(one.name)}, if {one.name} is healthy now") for one in left
         )
+        return [Change(accept, "remove", first.detail, more=others, by=[remove])]
+
+    @cached_property
+    def _creating(self) -> Change[[], dict[str, str]]:
+        """Pull the images; create the containers whose image is another one than before."""
+        block = self.env.docker
+        pull, create = pull_images.bind(block, self.wanted), create_containers.bind(block, self.wanted)
+
+        def stage() -> dict[str, str]:
+            pulled = pull()
+            _judge_labels(self.report, block, self.wanted, self.version)
+            same = {one.role: one.image_id for one in self.now if one.running}
+            return create([role for role, image in pulled.items() if self.again or same.get(role) != image])
+
+        first, *others = (
+            PlannedStep(
+                "create",
+                f"{next_name(one.name)} from {one.reference} ({one.digest or one.image_id}): "
+                + ("the image is local" if one.image_id else "pull the image"),
+            )
+            for one in self.wanted
+        )
+        return Change(stage, "create", first.detail, more=others, by=[pull, create])
+
+    @cached_property
+    def _replacing(self) -> Change[[Mapping[str, str]], None]:
+        """Swap the containers and prove them, or roll back."""
+        block, wanted = self.env.docker, self.wanted
+        swap, remove = swap_containers.bind(block, wanted), remove_previous.bind(block, wanted)
+        roll_back, clear = roll_back_containers.bind(block, wanted), remove_failed.bind(block, wanted)
+
+        def replace(created: Mapping[str, str]) -> None:
+            try:
+                swap(created)
+                _prove(self.report, self.env, [one.role for one in wanted], self.seconds)
+            except (Locked, LockLost):  # another run can own the containers now
+                raise
+            except OpsError as error:
+                self.report.fail("the new version is healthy", "read the end of its logs below", value=error.message)
+                touched = [one.role for one in self.now if one.role in created or one.previous]
+                without = roll_back(touched, created)
+                self.report.state = None
+                self._judge_previous(touched, without)
+                self._attach_logs(touched, clear)
+                raise RunbookFailed(self.report) from error
+            remove()
+            self.report.state = None
+
+        first, *others = (
+            PlannedStep("deploy", f"{one.reference} as {one.name}, then healthy within {self.seconds} s, or roll back")
+            for one in wanted
+        )
+        return Change(
+            replace,
+            "deploy",
+            first.detail,
+            more=others,
+            by=[swap, roll_back, clear, remove],
+            begun=State(
+                "an interrupted deployment",
+                f"run deploy-application again, version={self.version}: it continues; the previous version is still "
+                "kept",
+            ),
+        )
+
+    def _judge_previous(self, touched: Sequence[str], without: Sequence[str]) -> None:
+        """Whether the previous containers of these roles run again. `without`: the roles that had none."""
         try:
-            swap_containers(permit, block, new)
-            _prove(report, env, [one.role for one in pulled], self.seconds)
-        except (Locked, LockLost):  # another run can own the containers now
-            raise
+            if without or not touched:
+                raise OpsError(f"no previous container exists{': ' if without else ''}{', '.join(without)}")
+            _prove(self.report, self.env, touched, max(self.seconds, BACK_SECONDS))
+            self.report.passed("the previous version runs again", value="it is healthy")
         except OpsError as error:
-            kept = {one.role for one in now if one.previous}
-            touched = [one for one in pulled if one in new or one.role in kept]
-            _roll_back(report, env, permit, touched, created, error, self.seconds)
-        remove_previous(permit, block, pulled)
-        report.state = None
-        return f"{self.version} runs: {', '.join(one.name for one in pulled)}" + ("" if new else ", as before")
+            self.report.fail("the previous version runs again", LAST_RESORT, value=error.message)
+
+    def _attach_logs(self, failed: Sequence[str], clear: Callable[[Sequence[str]], None]) -> None:
+        """The ends of the failed containers' logs. A container whose log cannot be read is kept until the next
+        deployment."""
+        read = []
+        for role in failed:
+            try:
+                log = read_log(self.env.docker, role)
+                read.append(role)
+            except OpsError as unread:
+                log = f"not known: {unread.message}"
+            name = self.env.docker.name_of(role)
+            self.report.attach(Evidence(f"End of the log of {name}", text=fenced(log[-3000:])))
+        try:
+            clear(read)
+        except OpsError as error:
+            self.report.warn(
+                "failed containers",
+                "nothing to do: the next deployment removes them",
+                value=f"not removed: {error.message}",
+            )
 
 
 def _in_order(block: Docker, roles: Sequence[str]) -> list[str]:
@@ -149,29 +251,9 @@ def _report_versions(
         report.fact("rollback", read_forms([env.name]).next(back, env.name))
 
 
-def _accept_interrupted(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    now: Sequence[Deployed],
-    found: Sequence[WantedContainer],
-    seconds: int,
-) -> None:
-    """After an interrupted deployment the new container can be healthy by now. Then it is the version to roll back to,
-    and the kept one is removed."""
-    left = [want for one, want in zip(now, found, strict=True) if one.previous and one.running]
-    if not left:
-        return
-    try:
-        _prove(report, env, [one.role for one in left], max(seconds, BACK_SECONDS))
-    except OpsError:
-        return
-    remove_previous(permit, env.docker, left)
-
-
-def _judge_labels(report: Report, block: Docker, pulled: Sequence[WantedContainer], version: str) -> None:
+def _judge_labels(report: Report, block: Docker, wanted: Sequence[WantedContainer], version: str) -> None:
     """Whether the image's label states the deployed version."""
-    for one in pulled:
+    for one in wanted:
         label = (read_labels(block.host, one.image) or {}).get(VERSION, "")
         report.prefer(
             f"label of {one.reference}",
@@ -209,53 +291,4 @@ def _prove(report: Report, env: Environment, roles: Sequence[str], seconds: int)
     if (now := dict(read_states(env.docker, roles))) != last:
         raise OpsError(
             f"a container changed meanwhile: {', '.join(f'{role} is {state}' for role, state in now.items())}"
-        )
-
-
-def _roll_back(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    touched: Sequence[WantedContainer],
-    created: Mapping[str, str],
-    error: OpsError,
-    seconds: int,
-) -> None:
-    """Restore and start the previous containers.
-
-    Raises:
-        RunbookFailed: always: the new version is not deployed.
-    """
-    report.fail("the new version is healthy", "read the end of its logs below", value=error.message)
-    without = roll_back_containers(permit, env.docker, touched, created)
-    report.state = None
-    try:
-        if without or not touched:
-            raise OpsError(f"no previous container exists{': ' if without else ''}{', '.join(without)}")
-        _prove(report, env, [one.role for one in touched], max(seconds, BACK_SECONDS))
-        report.passed("the previous version runs again", value="it is healthy")
-    except OpsError as second:
-        report.fail("the previous version runs again", LAST_RESORT, value=second.message)
-    _attach_logs(report, env, permit, touched)
-    raise RunbookFailed(report)
-
-
-def _attach_logs(report: Report, env: Environment, permit: Permit, failed: Sequence[WantedContainer]) -> None:
-    """The ends of the failed containers' logs. A container whose log cannot be read is kept until the next
-    deployment."""
-    read = []
-    for one in failed:
-        try:
-            log = read_log(env.docker, one.role)
-            read.append(one)
-        except OpsError as unread:
-            log = f"not known: {unread.message}"
-        report.attach(Evidence(f"End of the log of {one.name}", text=fenced(log[-3000:])))
-    try:
-        remove_failed(permit, env.docker, read)
-    except OpsError as error:
-        report.warn(
-            "failed containers",
-            "nothing to do: the next deployment removes them",
-            value=f"not removed: {error.message}",
         )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.infrastructure.images.containers import ContainerDeployment
 from flows.infrastructure.images.releases import ReleaseDeployment
+from runbook.change import Carrier, Line, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -26,10 +26,14 @@ class Deployment(Protocol):
     def identity(self) -> str:
         """What would be deployed: a commit, or the images."""
 
-    def plan(self, report: Report) -> Sequence[Act]:
-        """Report the live version and the planned steps; returns the acts that need a permit."""
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """The planned changes."""
 
-    def carry_out(self, report: Report, permit: Permit) -> str:
+    def judge(self) -> None:
+        """Report the live version, and what prevents its replacement."""
+
+    def carry_out(self, carry: Carrier) -> str:
         """Deploy and prove it; returns what runs then. On failure roll back and raise RunbookFailed."""
 
 
@@ -72,23 +76,30 @@ def deploy_application(
     """
     env = Environment.find(environment)
     with runbook("Deploy application", env, confirm, plan, changes=True) as report:
-        deployment = deployment_of(env, version, health_seconds, roles=roles, again=recreate)
-        acts = deployment.plan(report)
+        deployment = deployment_of(report, env, version, health_seconds, roles=roles, again=recreate)
+        deployment.judge()
         if isinstance(deployment, ReleaseDeployment):
             report.pin("version", deployment.release.commit)  # a branch can move before the confirmation
-        report.pin_state("version", deployment.identity)
         effect = Effect(
             f"{version} is deployed",
             "deploy-application with the version before",
             down="users wait while the services restart",
         )
-        permit = report.permit(*acts, effect=effect)
-        report.outcome = deployment.carry_out(report, permit)
+        pins = [lambda report: report.pin_state("version", deployment.identity)]
+        with carrying_out(report, *deployment.lines, effect=effect, pins=pins) as carry:
+            report.outcome = deployment.carry_out(carry)
     return report
 
 
 def deployment_of(
-    env: Environment, version: str, seconds: int, *, roles: Sequence[str] = (), again: bool = False, commit: str = ""
+    report: Report,
+    env: Environment,
+    version: str,
+    seconds: int,
+    *,
+    roles: Sequence[str] = (),
+    again: bool = False,
+    commit: str = "",
 ) -> Deployment:
     """The deployment of a version. `seconds`: deadline for its health; `again`: also if it runs already; `commit`: the
     commit of the version, if known.
@@ -100,10 +111,10 @@ def deployment_of(
     if not version:
         raise OpsError("no version is given", "enter a version, such as v1.2.3")
     if env.has("docker") and env.docker.containers:
-        return ContainerDeployment.find(env, version, seconds, again, roles)
+        return ContainerDeployment.find(report, env, version, seconds, again, roles)
     if roles:
         raise OpsError("the environment configures no container", "leave roles empty: a release is deployed completely")
-    return ReleaseDeployment.find(env, version, seconds, again, commit)
+    return ReleaseDeployment.find(report, env, version, seconds, again, commit)
 
 
 def require_deployment(env: Environment) -> None:

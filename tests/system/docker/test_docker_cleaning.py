@@ -16,6 +16,7 @@ import pytest
 from flows.infrastructure.images import cleaning
 from flows.infrastructure.images.cleaning import clean_docker
 from runbook.errors import NotConfirmed
+from runbook.kinds import action
 from runbook.report import Status
 from runbook.wait import until
 from tasks.docker.removing import remove
@@ -89,11 +90,12 @@ def test_what_was_started_or_used_meanwhile_stays(engine: Engine, monkeypatch: p
     volume = client.volumes.create(f"{prefix}-left")
     network = client.networks.create(f"{prefix}-net", driver="bridge")
 
-    def meanwhile(permit: Any, host: str, doomed: Any) -> Any:
+    @action(of=remove.of)
+    def meanwhile(host: str, doomed: Any) -> Any:
         client.containers.get(f"{prefix}-ended").start()
         engine.run("uses", image=f"{prefix}-app:0", volumes=[f"{prefix}-left:/left"], network_mode=f"{prefix}-net")
         client.images.get(f"{prefix}-app:2").tag(f"{prefix}-app", "1")
-        return remove(permit, host, doomed)
+        return remove.work(host, doomed)
 
     monkeypatch.setattr(cleaning, "remove", meanwhile)
     try:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
+from blocks.docker import Docker
 from flows.infrastructure.images import building
 from flows.infrastructure.images import containers as container_way
 from flows.infrastructure.images.building import build_images
 from flows.infrastructure.images.deployment import deploy_application
 from runbook.errors import RunbookFailed
 from runbook.guard.pins import PlanChanged
+from runbook.kinds import action
 from runbook.report import Report, Status
 from tasks.docker import deploying
 from tasks.docker.building import push_image
@@ -147,8 +149,9 @@ def test_a_push_that_broke_off_is_launched_again(trial: Trial, monkeypatch: pyte
     class Killed(BaseException):
         pass
 
-    def killed(*arguments: object) -> str:
-        push_image(*arguments)  # type: ignore[arg-type]
+    @action(of=push_image.of)
+    def killed(block: Docker, reference: str) -> str:
+        push_image.work(block, reference)
         raise Killed
 
     trial.commit(version="v1")
@@ -157,6 +160,8 @@ def test_a_push_that_broke_off_is_launched_again(trial: Trial, monkeypatch: pyte
         build_images.fn(NAME, "v1", push=True, confirm=NAME)
     monkeypatch.setattr(building, "push_image", push_image)
     before = trial.engine.client.images.get(f"{trial.repository}:v1").id
+    plan = build_images.fn(NAME, "v1", push=True)
+    assert [step.step for step in plan.plan_steps] == ["push", "push"], "a second build would have another content"
     report = build_images.fn(NAME, "v1", push=True, confirm=NAME)
     assert report.status is Status.OK, report.sentence()
     assert trial.engine.client.images.get(f"{trial.repository}:v1").id == before, "others may have pulled it"
@@ -207,8 +212,9 @@ def test_an_interrupted_deployment_continues(trial: Trial, monkeypatch: pytest.M
     class Killed(BaseException):
         pass
 
-    def killed(*arguments: object) -> None:
-        swap_containers(*arguments)  # type: ignore[arg-type]
+    @action(of=swap_containers.of)
+    def killed(block: Docker, wanted: Sequence[WantedContainer], roles: Collection[str]) -> None:
+        swap_containers.work(block, wanted, roles)
         raise Killed
 
     monkeypatch.setattr(container_way, "swap_containers", killed)
@@ -223,6 +229,9 @@ def test_an_interrupted_deployment_continues(trial: Trial, monkeypatch: pytest.M
     configured = policy(trial.name)
     assert configured != "no", "the seed is right"
     assert policy(f"{trial.name}-before") == "no", "an engine that starts again leaves it stopped"
+    plan = deploy_application.fn(NAME, "v2")
+    assert [step.step for step in plan.plan_steps] == ["remove", "create", "deploy"]
+    assert plan.plan_steps[0].detail == f"{trial.name}-before, if {trial.name} is healthy now"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert report.status is Status.WARN
     assert "a deployment was interrupted" in report.sentence()
@@ -271,10 +280,11 @@ def test_what_was_planned_is_deployed_by_its_digest(
         said = list(api.push(trial.repository, tag="v1", stream=True, decode=True))
         return next(str(part["aux"]["Digest"]) for part in said if "aux" in part)
 
-    def pulled(*arguments: object) -> list[WantedContainer]:
+    @action(of=pull_images.of)
+    def pulled(block: Docker, wanted: Sequence[WantedContainer]) -> dict[str, str]:
         meanwhile.append(pushed("v2"))
         api.remove_image(f"{trial.repository}@{digest}", force=True)
-        return pull_images(*arguments)  # type: ignore[arg-type]
+        return pull_images.work(block, wanted)
 
     api.tag(f"{trial.repository}:v1", trial.repository, "first")
     digest = pushed("first")
