@@ -182,9 +182,9 @@ test-ui: test-system-installed
 # What is marked soak, at the test or in tests/soak.txt; the system's as root, after the others.
 soak: $(INSTALLED)
 	@tests/node/install
-	@$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "soak and not system"
+	@$(BIN)/python -m pytest $(PARALLEL) -n 2 --timeout 1500 -m "soak and not system"
 	@tests/system/install
-	@$(BIN)/python -m pytest -m "soak and system" tests/system
+	@$(BIN)/python -m pytest --timeout 1500 -m "soak and system" tests/system
 
 # Hashes, no addresses: the lock names packages, not where they come from. Production's is a part of it.
 lock:
