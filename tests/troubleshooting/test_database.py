@@ -327,7 +327,7 @@ def test_a_probe_that_cannot_be_made_is_never_ok(host: Host) -> None:
 
 def test_a_reason_is_read_from_the_end_of_a_log() -> None:
     lines = {
-        'FATAL:  could not create shared memory segment: No space left on device': "segments",
+        "FATAL:  could not create shared memory segment: No space left on device": "segments",
         'PANIC:  could not write to file "pg_wal/xlogtemp.1": No space left on device': "disk",
         'LOG:  could not bind IPv4 address "127.0.0.1": Address already in use': "port",
         'FATAL:  configuration file "/x/postgresql.conf" contains errors': "configuration",
