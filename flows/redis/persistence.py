@@ -107,7 +107,8 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
             saving = snapshot.saving(block, server)
             down = f"no client is served for {about(saving.seconds)}"
             effect = Effect("Redis writes its RDB file (SAVE)", "not needed", down=down)
-            with carrying_out(report, saving, effect=effect) as carry:
+            pins = [lambda report: pin_redis(report, block)]
+            with carrying_out(report, saving, effect=effect, pins=pins) as carry:
                 saved = carry(saving)
         else:
             saved = (save_in_background if kind == "bgsave" else rewrite_aof)(block, server)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from blocks.redis.server import Redis
-from flows.pinned import pin_redis
 from flows.redis.persistence_files import judge_disk
 from flows.redis.persistence_findings import APPLY
 from runbook import clock
@@ -89,7 +88,6 @@ def saving(block: Redis, server: Persistence) -> Change[[], Saved]:
         f"{server.address}: {server.keys:,} keys; no client is served until it ends{replicas}",
         size=server.dataset_bytes,
         seconds=seconds_of(server),
-        pins=[lambda report: pin_redis(report, block)],
     )
 
 
