@@ -117,7 +117,7 @@ def live(served: Served, registry: Registry) -> Served:
 def test_with_deploy_the_hotfix_runs(live: Served) -> None:
     plan = patched(CVE, deploy=True)
     assert plan.status is Status.PLANNED, plan.sentence()
-    assert [step.step for step in plan.plan_steps] == ["push", "unpack", "reinstall", "restart"]
+    assert [step.step for step in plan.plan_steps] == ["push", "unpack", "reinstall", "copy", "restart"]
     assert (pushed(live), live.answer()["kit"], live.left()) == ([], "1.0.0", [])
     report = patched(CVE, deploy=True, confirm=NAME)
     assert report.outcome.startswith(f"{BRANCH} (")
