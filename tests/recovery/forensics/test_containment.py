@@ -314,5 +314,4 @@ def test_wal_stays_in_the_receiver_s_directory_meanwhile(cluster: Cluster) -> No
     archiver.round(last=True)
     assert finished()
     release()
-    archiver.round(last=True)
-    assert not finished()
+    until(lambda: archiver.round(last=True) or not finished(), what="every finished segment archived", seconds=120)
