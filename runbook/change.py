@@ -39,8 +39,8 @@ class State:
 @dataclass(frozen=True, eq=False)
 class Line(Generic[P, R]):
     """One line of a plan, and the work that carries it out. `size` in bytes, `seconds`: estimates, 0 where there is
-    none. `more`: further lines, which the same call carries out. `is_optional`: it may turn out to
-    be unnecessary, and is skipped then."""
+    none. `more`: further lines, which the same call carries out. `is_optional`: it may turn out to be unnecessary, and
+    is skipped then."""
 
     work: Callable[P, R]
     step: str
@@ -101,7 +101,7 @@ def carrying_out(
     carrier = Carrier(report, lines, len(report.plan_steps))
     report.plan_steps += [step for one in lines for step in one.planned]
     changes = [one for one in lines if isinstance(one, Change)]
-    for note in (*pins, *(note for one in changes for note in (*one.pins, *one.needs))):
+    for note in dict.fromkeys([*pins, *(note for one in changes for note in (*one.pins, *one.needs))]):
         note(report)
     report.allow(*dict.fromkeys(act for one in changes for act in one.acts), effect=effect)
     try:
@@ -120,6 +120,7 @@ class Carrier:
     lines: Sequence[Line[..., Any]]
     first: int
     _started: list[Line[..., Any]] = field(default_factory=list)
+    _begun: list[Change[..., Any]] = field(default_factory=list)
     _last: object = None
     _is_final: bool = False
 
@@ -145,16 +146,16 @@ class Carrier:
     def put_back(self) -> None:
         """Put back what was stopped, the last first, unless the new state is final. A failure here is reported, and
         does not hide the one that led here."""
-        for line in reversed([] if self._is_final else self._started):
-            if isinstance(line, Change) and line.reverse:
+        for change in reversed([] if self._is_final else self._begun):
+            if change.reverse:
                 try:
-                    line.reverse()
+                    change.reverse()
                 except OpsError as error:
-                    self.report.fail(f"not put back: {line.step}", error.hint, value=error.message)
+                    self.report.fail(f"not put back: {change.step}", error.hint, value=error.message)
 
     def require_complete(self) -> None:
-        """Raises Miscarried if a line was forgotten."""
-        if forgotten := [one.step for one in self.lines if one not in self._started and not one.is_optional]:
+        """Raises Miscarried if a line was neither carried out nor skipped."""
+        if forgotten := [one.step for one in self.lines if one not in self._started]:
             raise Miscarried(f"planned and not carried out: {', '.join(forgotten)}")
 
     def _start(self, line: Line[..., Any]) -> range:
@@ -162,7 +163,7 @@ class Carrier:
         if line not in self.lines or line in self._started:
             raise Miscarried(f"“{line.step}” is {'carried out twice' if line in self._started else 'not planned'}")
         earlier = self.lines[: self.lines.index(line)]
-        if before := [one.step for one in earlier if one not in self._started and not one.is_optional]:
+        if before := [one.step for one in earlier if one not in self._started]:
             raise Miscarried(f"“{line.step}” comes before {', '.join(before)}")
         self._started.append(line)
         number = self.first + sum(len(one.planned) for one in earlier)
@@ -170,6 +171,7 @@ class Carrier:
 
     def _change(self, change: Change[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         self._require(change)
+        self._begun.append(change)
         self._state_is(change.begun)
         token = carried.set(UnderWay(Permit(self.report.environment, change.acts), self._last))
         try:

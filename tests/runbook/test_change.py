@@ -112,6 +112,14 @@ def test_only_what_is_optional_is_skipped_and_why_is_logged(caplog: pytest.LogCa
     assert "Step 1/2: stop: skipped: it is stopped" in caplog.messages
 
 
+def test_what_is_optional_is_carried_out_or_skipped_but_not_forgotten() -> None:
+    optional = replace(STOPPING, is_optional=True)
+    with running() as report, pytest.raises(Miscarried, match="“move” comes before stop"):
+        carry_out(report, [optional, MOVING], MOVING)
+    with running() as report, pytest.raises(Miscarried, match="planned and not carried out: stop"):
+        carry_out(report, [MOVING, optional], MOVING)
+
+
 def test_an_action_is_carried_out_by_a_change_that_states_it_alone() -> None:
     """Nobody calls it directly, and no other change does it as well."""
     with pytest.raises(NotConfirmed, match="“move” is not carried out by a plan"):
@@ -172,6 +180,14 @@ def test_what_is_found_again_takes_the_place_of_what_the_plan_found() -> None:
     assert [(one.name, one.value) for one in report.findings] == [("rooms", "2")]
 
 
+def test_what_several_changes_need_is_judged_once_for_the_plan() -> None:
+    asked = list[Report]()
+    stopping, moving = (replace(one, needs=[asked.append]) for one in (STOPPING, MOVING))
+    with running("") as report, pytest.raises(PlanOnly), carrying_out(report, stopping, moving, effect=EFFECT):
+        raise AssertionError("the block is not entered")
+    assert asked == [report]
+
+
 def test_what_else_was_found_does_not_keep_a_change_from_being_carried_out() -> None:
     """A procedure says itself where it ends: what it broke must be repaired, whatever else is wrong."""
     with running() as report, carrying_out(report, STOPPING, MOVING, effect=EFFECT) as carry:
@@ -212,6 +228,25 @@ def test_what_a_failed_run_stopped_is_put_back_until_the_new_state_is_final(is_f
     with running() as report, pytest.raises(OpsError):
         carry_out(report, [stopping, moving, burning], stopping, moving, burning)
     assert done == ["a stopped", "a → the hill", *again]
+
+
+def test_what_was_skipped_or_refused_is_not_put_back() -> None:
+    again = list[str]()
+    skipped = replace(STOPPING, is_optional=True, reverse=lambda: again.append("skipped"))
+
+    def is_dry(report: Report) -> None:
+        report.require("the road", not report.permitted, "wait", value="is under water")
+
+    refused = replace(MOVING, needs=[is_dry], reverse=lambda: again.append("refused"))
+
+    def leave(report: Report) -> None:
+        with carrying_out(report, skipped, refused, effect=EFFECT) as carry:
+            carry.skip(skipped, "it is stopped")
+            carry(refused, "the hill")
+
+    with running() as report, pytest.raises(RunbookFailed, match="the road"):
+        leave(report)
+    assert not again
 
 
 def test_what_cannot_be_put_back_is_reported_and_hides_nothing() -> None:

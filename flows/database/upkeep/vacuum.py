@@ -163,6 +163,7 @@ def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -
 
 def _rewrite(report: Report, env: Environment, tables: tuple[VacuumTable, ...]) -> tuple[Vacuumed, ...]:
     """VACUUM FULL, one table after the other."""
+    needs = [lambda report: _judge_space(report, env, tables)]
     rewrites = [
         Change(
             rewrite_table.bind(env.postgres, table),
@@ -170,7 +171,7 @@ def _rewrite(report: Report, env: Environment, tables: tuple[VacuumTable, ...]) 
             f"{table.name}: blocks all reads and writes meanwhile ({table.dead_ratio:.0%} of its rows are dead)",
             size=table.total_bytes,
             seconds=max(0.1, table.total_bytes / REWRITE_BYTES_PER_SECOND),
-            needs=[lambda report: _judge_space(report, env, tables)],
+            needs=needs,
         )
         for table in tables
     ]
