@@ -16,6 +16,7 @@ import redis
 
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis, check_redis_persistence, restore_redis
+from flows.redis.restore import replacement
 from flows.redis.restore.reattach import reattach_redis
 from flows.redis.restore.undo import undo_restore_redis
 from lab.processes import write
@@ -32,6 +33,7 @@ from tasks.redis.topology.topology import RECORD, find_record, read_topology
 from tests.fixtures.killed import exit_code_at
 from tests.fixtures.reports import finding
 from tests.fixtures.servers import free_port
+from tests.fixtures.stand_in import replace_step
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import MASTER, NAME, PASSWORD, PATIENT_MS, RedisServer, SentinelServer, notice_deaths
@@ -303,7 +305,7 @@ def test_a_restore_that_fails_puts_back_what_it_took_off(watched: Watched, monke
     def fails(*_: object) -> None:
         raise OpsError("the disk is on fire")
 
-    monkeypatch.setattr("flows.redis.restore.steps.swap_redis.after", lambda *_: fails, raising=False)
+    replace_step(monkeypatch, replacement, "swap_redis", fails)
     with pytest.raises(OpsError, match="on fire"):
         restore_redis.fn(NAME, confirm=NAME)
     followed(watched)
@@ -444,7 +446,7 @@ def test_one_that_dies_does_not_keep_the_rest_off(watched: Watched, monkeypatch:
         dies.crash()
         return real(*waited)
 
-    monkeypatch.setattr("flows.redis.restore.steps.start_redis.after", after, raising=False)
+    monkeypatch.setattr("flows.redis.restore.replacement.start_redis.after", after, raising=False)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN, report.sentence()
     assert dies.address in report.sentence()
