@@ -100,7 +100,8 @@ class RedisReplacement:
         """Make the copy live. If the swap fails, the old data is started again."""
         other = ""
         if self.keeping and self.other:
-            other = f"; for the data of {self.other.address}: restore-redis with backup={carry(self.keeping)}"
+            kept = carry(self.keeping)
+            other = f"; for the data of {self.other.address}: restore-redis with backup={kept}"
         self.fence.carry_out(carry)
         self.swap.carry_out(carry, copy, loss_of(self.backup), self.backup, other)
 

@@ -132,7 +132,7 @@ class ReplicatedRestore:
             report.warn("replication", error.hint, value=f"{error.message}: restored key by key instead")
             return False
         report.fact("no writes for", duration(report.seconds - clock))
-        self.replication.judge(found, unknown, len(writes), undo_of(kept))
+        self.replication.judge(found, unknown, writes, undo_of(kept))
         return True
 
 
@@ -203,8 +203,8 @@ class Replication:
             reverse=self.attach_again,
         )
 
-    def judge(self, found: KeyComparison, unknown: str, written: int, back: str) -> None:
-        """Report the comparison. `unknown`: why the clients' writes are; `written`: keys that they wrote before.
+    def judge(self, found: KeyComparison, unknown: str, writes: LiveWrites, back: str) -> None:
+        """Report the comparison. `writes`: of clients before the replication; `unknown`: why they are not known.
 
         Raises:
             RunbookFailed: the live data differs from the backup.
@@ -212,8 +212,8 @@ class Replication:
         order = self.route.order
         self.report.fact("keys restored", f"{found.equal:,} by replication, {size(order.bytes)} in memory")
         findings.report_unknown_writes(self.report, unknown)
-        if written:
-            findings.report_lost_writes(self.report, f"up to {written:,} keys", back)
+        if len(writes):
+            findings.report_lost_writes(self.report, f"up to {len(writes):,} keys", back)
         findings.judge_comparison(self.report, found, None, back)
 
 

@@ -67,7 +67,7 @@ def _attaching(report: Report, env: Environment, around: ReplicationTopology, le
         PlannedStep("watch", f"Sentinel {watcher.address} watches {lead} as {env.redis.sentinel_master}")
         for watcher in around.watchers
     ]
-    first, *others = steps or [PlannedStep("lead", f"{lead} is a master; no other server answers")]
+    first, *others = steps or [PlannedStep("promote", f"{lead} is a master; no other server answers")]
     return Change(
         partial(attach_all, report, env, around),
         first.step,
