@@ -19,6 +19,7 @@ from flows.redis.restore.replacement import (
     STOPPED,
     DirectorySwap,
     RedisFence,
+    back_up_other,
     down_seconds,
     fencing,
     judge_kept_server,
@@ -98,10 +99,7 @@ class RedisReplacement:
 
     def replace(self, carry: Carrier, copy: RedisCopy) -> None:
         """Make the copy live. If the swap fails, the old data is started again."""
-        other = ""
-        if self.keeping and self.other:
-            kept = carry(self.keeping)
-            other = f"; for the data of {self.other.address}: restore-redis with backup={kept}"
+        other = back_up_other(carry, self.keeping, self.other)
         self.fence.carry_out(carry)
         self.swap.carry_out(carry, copy, loss_of(self.backup), self.backup, other)
 

@@ -116,6 +116,14 @@ def judge_kept_server(report: Report, env: Environment, around: ReplicationTopol
     )
 
 
+def back_up_other(carry: Carrier, keeping: Change[[], str] | None, server: Redis | None) -> str:
+    """Back up the server whose data no directory keeps; returns how to undo its replacement."""
+    if not (keeping and server):
+        return ""
+    kept = carry(keeping)
+    return f"; for the data of {server.address}: restore-redis with backup={kept}"
+
+
 def _start_again(gate: RedisGate) -> None:
     if gate.was_running:
         start_redis(gate.env.redis, gate.env.services)

@@ -8,12 +8,22 @@ from functools import partial
 from typing import Any, Literal
 
 from blocks.environment import Environment
+from blocks.redis.server import Redis
 from flows import store as stores
 from flows.pinned import pin_redis
+from flows.redis.backup import judge_kept
 from flows.redis.restore import capture, sources
 from flows.redis.restore.gate import RedisGate
-from flows.redis.restore.replacement import DirectorySwap, RedisFence, down_seconds, fencing, swapping
-from flows.redis.restore.steps import judge_stoppable, report_redis_proof
+from flows.redis.restore.replacement import (
+    DirectorySwap,
+    RedisFence,
+    back_up_other,
+    down_seconds,
+    fencing,
+    judge_kept_server,
+    swapping,
+)
+from flows.redis.restore.steps import judge_stoppable, keeping, living_master, report_redis_proof
 from runbook.change import Carrier, Change, Line, State, carrying_out
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect
@@ -35,11 +45,14 @@ STATE = State(
 
 @dataclass(frozen=True)
 class SurvivorRestore:
-    """A surviving copy replaces the data directory."""
+    """A surviving copy replaces the data directory. `other`: the server whose data no directory keeps: it is backed up
+    first."""
 
     report: Report
     env: Environment
     copy: SurvivingCopy
+    other: Redis | None
+    keeping: Change[[], str] | None
     fence: RedisFence
     capturing: Change[[LiveRedis], tuple[Backup, Loss]]
     building: Change[[Backup], RedisCopy]
@@ -48,7 +61,8 @@ class SurvivorRestore:
     @property
     def lines(self) -> list[Line[..., Any]]:
         """Return the lines of its plan."""
-        return [*self.fence.lines, self.capturing, self.building, *self.swap.lines]
+        keeping = [self.keeping] if self.keeping else []
+        return [*keeping, *self.fence.lines, self.capturing, self.building, *self.swap.lines]
 
     @property
     def effect(self) -> Effect:
@@ -64,10 +78,11 @@ class SurvivorRestore:
             OpsError: the copy cannot be read; the earlier state is restored.
             RunbookFailed: the staged copy differs from the captured backup.
         """
+        other = back_up_other(carry, self.keeping, self.other)
         backup, loss = carry(self.capturing, self.fence.carry_out(carry))
         copy = carry(self.building, backup)
         report_redis_proof(self.report, self.env, backup, copy)
-        self.swap.carry_out(carry, copy, loss)
+        self.swap.carry_out(carry, copy, loss, other_undo=other)
         return backup
 
 
@@ -101,11 +116,21 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
     report.fail_if_critical()
     report.pin_state("source", copy.name)
     gate, keys = RedisGate(report, env, around, judged), fitness.live_keys
-    stoppable = partial(judge_stoppable, env=env, is_up=keys is not None)
+    kept = living_master(env, around)
+    # The capture of a surviving copy has all of its server's data.
+    other = kept if kept and kept.address != copy.where else None
+    if other:
+        judge_kept(report, env, other)
+        report.fail_if_critical()
+    needs = [
+        partial(judge_stoppable, env=env, is_up=keys is not None),
+        partial(judge_kept_server, env=env, around=around, kept=kept),
+    ]
     now = "the server is down" if keys is None else f"{sum(keys.values()):,} keys now"
     return SurvivorRestore(
-        *(report, env, copy),
-        fencing(gate, f"the service {env.services.name_of('redis')} ({now})", STATE, [stoppable]),
+        *(report, env, copy, other),
+        keeping(report, env, other) if other else None,
+        fencing(gate, f"the service {env.services.name_of('redis')} ({now})", STATE, needs),
         capture.capturing(report, env, copy, STATE),
         capture.building(env, copy),
         swapping(gate, copy.all_keys, fitness.load_seconds),

@@ -434,6 +434,21 @@ def test_what_the_master_of_now_held_is_kept(watched: Watched) -> None:
     assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
 
 
+def test_what_the_master_of_now_held_is_kept_from_other_files(watched: Watched) -> None:
+    """The same where this host's files are restored, which are older."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.rig.services.stop("redis")
+    watched.replica.client().set("newer", 1)
+    report = restore_redis.fn(NAME, redis_source="files", confirm=NAME)
+    assert watched.rig.client().mget("old", "newer") == [b"1", None]
+    found = str(report.facts["undo"])
+    assert f"for the data of {watched.replica.address}: restore-redis with backup=" in found
+    assert restore_redis.fn(NAME, found.rpartition("=")[2], confirm=NAME).status is Status.OK
+    assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
 @pytest.mark.parametrize("what", ["replica", "sentinel"])
 def test_one_that_dies_does_not_keep_the_rest_off(watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """While it is taken off: all others are put back, and reattach-redis does the rest when it is back."""
