@@ -78,7 +78,7 @@ class ReplicatedRestore:
     """All data of a live server is replaced by replication from a scratch server. `fallback`: key by key, where the
     server cannot reach this host."""
 
-    replication: Replication
+    replication: ScratchReplication
     live: RedisLine
     keeping: Change[[], str]
     clearing: Change[[], None] | None
@@ -137,7 +137,7 @@ class ReplicatedRestore:
 
 
 @dataclass
-class Replication:
+class ScratchReplication:
     """The live server follows a scratch server until it has the same data. `taken`: the detached servers;
     `is_attached`: they are attached again."""
 
@@ -247,7 +247,7 @@ def _planned(
     if target.route.way == "keys":
         report.fact("key by key, because", target.route.why)
         return KeyByKeyRestore(target, route.live, keeping, clearing, restoring, proving)
-    replication, block = Replication(report, env, target, route, loss, target.around), target.block
+    replication, block = ScratchReplication(report, env, target, route, loss, target.around), target.block
     return ReplicatedRestore(
         *(replication, route.live, keeping, clearing),
         replication.detaching(),

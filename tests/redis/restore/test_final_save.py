@@ -146,7 +146,7 @@ def test_a_directory_that_is_deleted_since_the_plan_stops_nothing(rig: Rig, monk
     with pytest.raises(RunbookFailed, match="Redis data that no directory keeps"):
         restore_redis.fn(NAME, confirm=NAME)
     assert rig.client().get("newer") == b"1"
-    monkeypatch.undo()
+    monkeypatch.setattr(RedisReplacement, "build", build)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.facts["live data kept as"] in report.facts["undo"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -148,7 +149,7 @@ def followed(watched: Watched) -> None:
     assert not watched.record.exists()
 
 
-def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> None:
+def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     """No failover happens while the master is stopped, and what was written since the backup comes back from nobody."""
     fill({0: watched.rig.client()})
     before = account(watched.rig.client())
@@ -160,7 +161,12 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     assert len(steps) == 2
     assert watched.replica.address in steps[1]
     assert watched.masters() == {watched.own}, "a plan changes nothing"
+    caplog.set_level(logging.INFO, logger="ops")
     restored(watched)
+    done = [one.getMessage().partition(": done in ")[0] for one in caplog.records if ": done in " in one.getMessage()]
+    lines = [one for one in done if one.startswith("Step ")]
+    number = len(planned.plan_steps)
+    assert lines == [f"Step {n}/{number}: {one.step}" for n, one in enumerate(planned.plan_steps, 1)]
     followed(watched)
     assert account(watched.rig.client()) == survivors(before)
     until(watched.agreed, what="Sentinels that know all", seconds=120)
