@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
-from runbook.kinds import Bound, Pending, UnderWay, carried
+from runbook.kinds import Bound, Pending, UnderWay, carried, permitted_by
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.submitted import give_up
@@ -198,12 +198,13 @@ class Carrier:
         logger().warning("%s", f"plan changed: {why}")
 
     def put_back(self) -> None:
-        """Put back what was stopped, the last first, unless the new state is final. A failure here is reported, and
-        does not hide the one that led here."""
+        """Put back what was stopped, the last first, unless the new state is final: each under the permit of its
+        change. A failure here is reported, and does not hide the one that led here."""
         for change in reversed([] if self._is_final else self._begun):
             if change.reverse:
                 try:
-                    change.reverse()
+                    with permitted_by(Permit(self.report.environment, change.acts)):
+                        change.reverse()
                 except OpsError as error:
                     self.report.fail(f"not put back: {change.step}", error.hint, value=error.message)
 
