@@ -17,7 +17,7 @@ from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from flows.store import mark_failed
 from runbook.errors import OTHER_BACKUPS, ending_the_run
 from runbook.guard.permit import CarriesOut, Permit
-from runbook.kinds import Pending
+from runbook.kinds import Pending, permitted_by
 from runbook.report import Report
 from runbook.units import size
 from tasks.application.health import smoke_check, wait_healthy
@@ -166,7 +166,8 @@ def build_others(permit: Permit, env: Environment, chosen: OtherParts) -> Staged
 def begin_others(permit: Permit, env: Environment, chosen: OtherParts) -> Callable[[], StagedCopies]:
     """Begin to build Redis and the files. The returned function waits for them."""
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
-    files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
+    with permitted_by(permit):
+        files = build_files_copy.bind(env.application, chosen.files).submit() if chosen.files else None
 
     @ending_the_run()
     def wait() -> StagedCopies:

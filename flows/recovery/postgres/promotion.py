@@ -20,6 +20,7 @@ from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import permitted_by
 from runbook.next import Next
 from runbook.report import Report
 from tasks.application.connection_string import SWITCH, switch_target
@@ -277,7 +278,8 @@ def redirect(
     last: object = None
     with phases.timed("application"):
         if env.application.env_file:
-            switched = switch_target(permit, env.application, pair.new)
+            with permitted_by(permit):
+                switched = switch_target.bind(env.application, pair.new)()
             changed, last = switched.changed, switched
             report.fact("connection string", f"{switched.before} → {switched.after}" if changed else switched.after)
         else:
