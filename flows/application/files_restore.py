@@ -10,7 +10,7 @@ from typing import Any
 
 from blocks.environment import Environment, Stores
 from flows.application.files_gate import changes_since, planned_loss, planned_loss_since
-from flows.application.files_swap import UNCHANGED, FilesSwap, swapping
+from flows.application.files_swap import UNCHANGED, FilesSwap, plan_files_swap
 from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
@@ -70,11 +70,11 @@ def restore_files(
     env = Environment.find(environment)
     with runbook("Restore files", env, confirm, plan, changes=True, rank="recovery") as report:
         chosen = choose_backup(report, env, "files", backup, source)
-        restore = FilesRestore.of(report, env, chosen)
+        restore = FilesRestore.plan(report, env, chosen)
         loss = planned_loss_since(env, chosen)
         taken = chosen.manifest.taken
         effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), restore.swap.down)
-        with carrying_out(report, *restore.lines, effect=effect, pins=[_pinning(env)]) as carry:
+        with carrying_out(report, *restore.lines, effect=effect, pins=[_pin(env)]) as carry:
             swapped = restore.carry_out(carry)
         report.measure(*measured(chosen))
         mark_verified(report, chosen)
@@ -112,7 +112,7 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
             _describe_aside(report, env, aside)
         since, replaced = restored_at(aside), replaced_files(env.application, aside, env.reports_directory)
         changes = partial(read_written, since=since)
-        swap = swapping(
+        swap = plan_files_swap(
             *(report, env, swap_files_back.bind(env.application, aside, env.reports_directory), str(aside)),
             replaced=replaced,
             changes=changes,
@@ -121,7 +121,7 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
         )
         loss = planned_loss(replaced, changes, since)
         effect = Effect(f"the files of {aside.name} are live again", "run it again", (loss,), swap.down)
-        with carrying_out(report, *swap.lines, effect=effect, pins=[_pinning(env)]) as carry:
+        with carrying_out(report, *swap.lines, effect=effect, pins=[_pin(env)]) as carry:
             swapped = swap.carry_out(carry)
         end_undo(env.reports_directory)
         report.fact("kept", swapped.kept or "nothing was live")
@@ -139,7 +139,7 @@ class FilesRestore:
     swap: FilesSwap[[FilesCopy]]
 
     @classmethod
-    def of(cls, report: Report, env: Environment, chosen: Backup) -> FilesRestore:
+    def plan(cls, report: Report, env: Environment, chosen: Backup) -> FilesRestore:
         """Plan the restore of a backup."""
         application, incoming = env.application, f"{env.application.directory}.restoring"
         build = Change(
@@ -151,7 +151,7 @@ class FilesRestore:
             needs=[partial(_judge, env=env, chosen=chosen)],
             begun=UNCHANGED,
         )
-        swap = swapping(
+        swap = plan_files_swap(
             *(report, env, swap_files.bind(application), incoming),
             replaced=directory_of(application),
             changes=changes_since(chosen),
@@ -194,7 +194,7 @@ class FilesRestore:
         self.report.fail_if_critical()
 
 
-def _pinning(env: Environment) -> Callable[[Report], object]:
+def _pin(env: Environment) -> Callable[[Report], object]:
     return lambda report: pin_paths(report, "live files", env.application.directory)
 
 

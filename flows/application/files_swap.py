@@ -70,7 +70,7 @@ class FilesSwap(Generic[P]):
         return swapped
 
 
-def swapping(
+def plan_files_swap(
     report: Report,
     env: Environment,
     action: Bound[P, FilesSwapped],
@@ -101,9 +101,9 @@ def swapping(
         done=State(f"{what}; backend and frontend may be stopped", STOPPED.hint),
         is_final=True,
     )
-    stop = [_stopping(StoppedUsers(report, env, roles))] if roles else []
-    start = [_starting(report, env, roles)] if roles else []
-    return FilesSwap(report, changes, line, _redirecting(report, env), stop, start)
+    stop = [_plan_stop(StoppedUsers(report, env, roles))] if roles else []
+    start = [_plan_start(report, env, roles)] if roles else []
+    return FilesSwap(report, changes, line, _plan_connection_string(report, env), stop, start)
 
 
 @dataclass
@@ -129,13 +129,13 @@ class StoppedUsers:
             self.report.state_is("the live files are unchanged; services run as before", UNCHANGED.hint)
 
 
-def _stopping(users: StoppedUsers) -> Change[[], StoppedServicesList]:
+def _plan_stop(users: StoppedUsers) -> Change[[], StoppedServicesList]:
     return Change(
         users.stop, "stop services", ", ".join(users.roles), seconds=2, begun=STOPPED, reverse=users.start_again
     )
 
 
-def _redirecting(report: Report, env: Environment) -> list[Change[[], None]]:
+def _plan_connection_string(report: Report, env: Environment) -> list[Change[[], None]]:
     """The connection string in the new files can be older than a failover."""
     application = env.application
     if not (application.env_file and env.has("postgres")):
@@ -156,7 +156,7 @@ def _redirecting(report: Report, env: Environment) -> list[Change[[], None]]:
     return [Change(redirect, "correct the connection string", detail, by=[action])]
 
 
-def _starting(report: Report, env: Environment, roles: Sequence[str]) -> Change[[object], None]:
+def _plan_start(report: Report, env: Environment, roles: Sequence[str]) -> Change[[object], None]:
     return Change(
         partial(_start, report, env, roles),
         "start services",
