@@ -12,7 +12,7 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -126,13 +126,24 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
 @dataclass(frozen=True)
 class UnderWay:
     """The change that is carried out now (runbook/change.py): its permit, and the result that its steps follow in the
-    graph."""
+    graph. `logs`: it logs its own line."""
 
     permit: Permit
     after: object
+    logs: bool = True
 
 
 carried: contextvars.ContextVar[UnderWay | None] = contextvars.ContextVar("carried", default=None)
+
+
+@contextlib.contextmanager
+def permitted_by(permit: Permit) -> Iterator[None]:
+    """Call actions of changes in a runbook that still has a permit for all of them."""
+    token = carried.set(UnderWay(permit, None, logs=False))
+    try:
+        yield
+    finally:
+        carried.reset(token)
 
 
 class Bound(Generic[P, R]):
@@ -210,8 +221,7 @@ def _timed(work: Callable[P, R], staged: bool, is_guarded: bool) -> Callable[P, 
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL
         try:
-            # A change logs its own line.
-            with contextlib.nullcontext() if now else step_log.logged(work.__name__, planned):
+            with contextlib.nullcontext() if now and now.logs else step_log.logged(work.__name__, planned):
                 answer = work(*args, **kwargs)
             status = Status.OK
             if report and permits:

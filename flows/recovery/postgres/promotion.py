@@ -246,7 +246,8 @@ def settle(report: Report, permit: Permit, env: Environment, pair: ServerPair, a
         judge_receiver(report, pair.new, wal, 0 if refused else ATTACH_SECONDS)
     if not commits_return(pair.new, RETURN_SECONDS):
         found = read_synchrony.after(made)(pair.new)
-        commit_alone.after(found)(permit, pair.new)
+        with permitted_by(permit):
+            commit_alone.bind(pair.new)()
         report.warn(
             "commits wait for no standby",
             "rejoin the other server: until then a failure of this one loses acknowledged writes",
