@@ -323,7 +323,8 @@ def _add(report: Report, env: Environment, chosen: RestorableDatabase, addition:
     effect = Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
     with carrying_out(report, *addition.lines, effect=effect, pins=pins) as carry:
         addition.carry_out(carry)
-    report.outcome = f"{into} is restored from {chosen.name}, {_proof_of(chosen)}; nothing else was changed"
+    how = _proof_of(chosen)
+    report.outcome = f"{into} is restored from {chosen.name}, {how}; nothing else was changed"
 
 
 def _replace(
@@ -351,7 +352,8 @@ def _replace(
     if swapped.kept and "backend" in env.services.names and has_own_types(env.postgres, env.postgres.database):
         name = env.services.names["backend"]
         report.fact("restart", f"{name}: drivers (psycopg, asyncpg) cache the OIDs of the database's own types")
-    report.outcome = f"{env.postgres.database} is restored from {chosen.name}, {_proof_of(chosen)}"
+    how = _proof_of(chosen)
+    report.outcome = f"{env.postgres.database} is restored from {chosen.name}, {how}"
     discard_surplus(report, env)
 
 

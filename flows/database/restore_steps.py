@@ -265,7 +265,12 @@ def proof_seconds(database_bytes: int) -> float:
 def swap_text(env: Environment, *, kept: bool) -> str:
     """Return what a swap does. `kept`: a live database is replaced."""
     name, copy = env.postgres.database, copy_name(env.postgres.database)
-    return f"{copy} becomes {name}; the old {name} is kept as {name}__old_…" if kept else f"{copy} becomes {name}"
+    return f"{copy} becomes {name}; the old {name} is kept as {name}__old_…" if kept else rename_text(copy, name)
+
+
+def rename_text(copy: str, target: str) -> str:
+    """Return what a renaming does."""
+    return f"{copy} becomes {target}"
 
 
 @contextmanager

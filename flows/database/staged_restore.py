@@ -105,10 +105,10 @@ def plan_creation(
     report: Report, env: Environment, chosen: RestorableDatabase, into: str, begun: State
 ) -> Change[[], Copy]:
     """Plan to create the empty copy, and to drop a leftover under its name."""
-    name = staged_name(env.postgres, into)
-    steps = [PlannedStep("create", f"the staged copy {name}")]
-    if _exists(env.postgres, name):
-        steps.insert(0, PlannedStep("drop", f"{name}: the leftover of an interrupted run"))
+    copy = staged_name(env.postgres, into)
+    steps = [PlannedStep("create", f"the staged copy {copy}")]
+    if _exists(env.postgres, copy):
+        steps.insert(0, PlannedStep("drop", f"{copy}: the leftover of an interrupted run"))
     return Change(
         create_copy.bind(env.postgres, into, chosen.properties),
         steps[0].step,
@@ -156,16 +156,17 @@ def plan_proof(chosen: RestorableDatabase, prove: Callable[[Copy], object]) -> C
 def plan_analysis(report: Report, env: Environment, jobs: int, into: str) -> Change[[Copy, object], str]:
     """Plan to analyse the proven copy, and to log in to it as the application's role."""
 
-    def ready(copy: Copy, proven: object) -> str:
-        return restore_steps.ready_database(report, env, copy, jobs, after=proven)
+    def ready(built: Copy, proven: object) -> str:
+        return restore_steps.ready_database(report, env, built, jobs, after=proven)
 
-    detail = f"{staged_name(env.postgres, into)}, then log in to it as {env.postgres.user}"
-    return Change(ready, "ANALYZE", detail)
+    copy = staged_name(env.postgres, into)
+    return Change(ready, "ANALYZE", f"{copy}, then log in to it as {env.postgres.user}")
 
 
 def plan_rename(env: Environment, into: str) -> Change[[Copy], str]:
     """Plan to give the copy the name of the new database."""
-    return Change(rename_copy.bind(env.postgres, into), "rename", f"{staged_name(env.postgres, into)} becomes {into}")
+    text = restore_steps.rename_text(staged_name(env.postgres, into), into)
+    return Change(rename_copy.bind(env.postgres, into), "rename", text)
 
 
 def plan_swap(
