@@ -162,7 +162,8 @@ def swap_others(
     if copies.files and chosen.files:
         changes = changes_since(chosen.files)
         pass_files(report, env, directory_of(env.application), changes)
-        services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
+        with permitted_by(permit, after=services.last):
+            services.last = files = swap_files.bind(env.application)(copies.files)
         services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))
         report.loses(measured_loss(report, files.kept, changes))
         _switch(report, permit, env, services)
@@ -177,7 +178,8 @@ def _switch(report: Report, permit: Permit, env: Environment, services: SystemSe
     if not (env.application.env_file and env.has("postgres")):
         return
     try:
-        services.last = done = switch_target.after(services.last)(permit, env.application, env.postgres)
+        with permitted_by(permit, after=services.last):
+            services.last = done = switch_target.bind(env.application, env.postgres)()
     except OpsError as error:
         report.warn("connection string of the application", error.hint, value=error.message)
     else:

@@ -279,7 +279,8 @@ def redirect(
     last: object = None
     with phases.timed("application"):
         if env.application.env_file:
-            switched = switch_target(permit, env.application, pair.new)
+            with permitted_by(permit):
+                switched = switch_target.bind(env.application, pair.new)()
             changed, last = switched.changed, switched
             report.fact("connection string", f"{switched.before} → {switched.after}" if changed else switched.after)
         else:
