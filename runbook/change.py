@@ -16,11 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
-<<<<<<< HEAD
-from runbook.kinds import Bound, Pending, UnderWay, carried, permitted_by
-=======
-from runbook.kinds import Bound, Pending, Step, UnderWay, carried
->>>>>>> conv-point
+from runbook.kinds import Bound, Pending, Step, UnderWay, carried, permitted_by
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.submitted import give_up

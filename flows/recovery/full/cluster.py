@@ -10,14 +10,9 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
-<<<<<<< HEAD
+from flows.database.waiting_commits import free_commits
 from flows.loss import AGAIN, planned_loss_of, require_confirmed
 from flows.recovery.destruction import UNEXPLAINED, read_end
-=======
-from flows.database.waiting_commits import free_commits
-from flows.loss import AGAIN, require_confirmed
-from flows.recovery.destruction import read_end
->>>>>>> conv-point
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
