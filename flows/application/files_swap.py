@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, ParamSpec
@@ -114,7 +114,7 @@ class StoppedUsers:
     report: Report
     env: Environment
     roles: Sequence[str]
-    wanted: Sequence[str] = field(default=())
+    wanted: Sequence[str] = ()
 
     def stop(self) -> StoppedServicesList:
         """Stop them, each proven stopped."""

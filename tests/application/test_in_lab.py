@@ -26,6 +26,7 @@ from flows.application.vulnerabilities import TABLE, scan_vulnerabilities
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
+from tasks.host.services import start_services
 from tasks.packages.venv import _imports
 from tests.application.test_types import finding
 from tests.fixtures import forked
@@ -176,7 +177,7 @@ def test_files_are_restored_with_the_services_stopped_and_a_killed_run_leaves_no
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not env.services.is_running("backend")
 
-    env.services.start("backend")
+    start_services.work(env.services, ["backend", "frontend"])
     with monkeypatch.context() as patch:
         patch.setattr(files_swap, "pass_files", refuse)
         refused = critical(restore_files, lab.name, confirm=lab.name)
