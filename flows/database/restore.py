@@ -319,7 +319,7 @@ def restore_database(
 
 
 def _add(report: Report, env: Environment, chosen: RestorableDatabase, addition: DatabaseAddition, into: str) -> None:
-    pins = [partial(pin_database, postgres=env.postgres)]
+    pins = [lambda report: pin_database(report, env.postgres)]
     effect = Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
     with carrying_out(report, *addition.lines, effect=effect, pins=pins) as carry:
         addition.carry_out(carry)
@@ -335,7 +335,7 @@ def _replace(
     effect: Effect,
     gate: DatabaseGate,
 ) -> None:
-    pins = [partial(pin_database, postgres=env.postgres, replaced=True)]
+    pins = [lambda report: pin_database(report, env.postgres, replaced=True)]
     with carrying_out(report, *replacement.lines, effect=effect, pins=pins) as carry:
         swapped = replacement.carry_out(carry)
         if swapped.kept:
