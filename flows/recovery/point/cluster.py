@@ -80,8 +80,8 @@ class ClusterReplacement:
         """Return them in order."""
         early: list[Line[..., Any]] = [self.swap.stop] if self.is_to_the_end else []
         late: list[Line[..., Any]] = [] if self.is_to_the_end else [self.swap.stop]
-        built = (self.build.files, self.build.building, *early, *self.build.lines)
-        return *built, self.sync, self.swap.rehearsal, *late, *self.swap.lines, *self.start.lines
+        first: tuple[Line[..., Any], ...] = (self.build.files, self.build.building, *early, *self.build.lines)
+        return *first, self.sync, self.swap.rehearsal, *late, *self.swap.lines, *self.start.lines
 
     @property
     def seconds_down(self) -> float:
