@@ -197,10 +197,19 @@ class Carrier:
         self.report.fact("plan changed", why)
         logger().warning("%s", f"plan changed: {why}")
 
+    def abandon(self) -> None:
+        """End an attempt that failed, before other lines take its place: put back what it stopped, and wait for what it
+        began."""
+        self.put_back()
+        while self.running:
+            with contextlib.suppress(Exception):  # it was raised where it was used, or nobody needs it any more
+                self.running[0].result()
+
     def put_back(self) -> None:
         """Put back what was stopped, the last first, unless the new state is final: each under the permit of its
         change. A failure here is reported, and does not hide the one that led here."""
-        for change in reversed([] if self._is_final else self._begun):
+        begun, self._begun = self._begun, []
+        for change in reversed([] if self._is_final else begun):
             if change.reverse:
                 try:
                     with permitted_by(Permit(self.report.environment, change.acts)):

@@ -103,7 +103,7 @@ def plan_files_swap(
     )
     stop = [_plan_stop(StoppedUsers(report, env, roles))] if roles else []
     start = [_plan_start(report, env, roles)] if roles else []
-    return FilesSwap(report, changes, line, _plan_connection_string(report, env), stop, start)
+    return FilesSwap(report, changes, line, plan_connection_string(report, env), stop, start)
 
 
 @dataclass
@@ -135,8 +135,8 @@ def _plan_stop(users: StoppedUsers) -> Change[[], StoppedServicesList]:
     )
 
 
-def _plan_connection_string(report: Report, env: Environment) -> list[Change[[], None]]:
-    """The connection string in the new files can be older than a failover."""
+def plan_connection_string(report: Report, env: Environment) -> list[Change[[], None]]:
+    """Plan to correct the connection string in the new files, which can be older than a failover."""
     application = env.application
     if not (application.env_file and env.has("postgres")):
         return []

@@ -105,10 +105,7 @@ def plan_creation(
     report: Report, env: Environment, chosen: RestorableDatabase, into: str, begun: State
 ) -> Change[[], Copy]:
     """Plan to create the empty copy, and to drop a leftover under its name."""
-    copy = staged_name(env.postgres, into)
-    steps = [PlannedStep("create", f"the staged copy {copy}")]
-    if _exists(env.postgres, copy):
-        steps.insert(0, PlannedStep("drop", f"{copy}: the leftover of an interrupted run"))
+    steps = creation_steps(env, into)
     return Change(
         create_copy.bind(env.postgres, into, chosen.properties),
         steps[0].step,
@@ -117,6 +114,15 @@ def plan_creation(
         needs=[partial(_judge_space, env, chosen)],
         begun=begun,
     )
+
+
+def creation_steps(env: Environment, into: str) -> Sequence[PlannedStep]:
+    """Return the planned steps of an empty copy."""
+    copy = staged_name(env.postgres, into)
+    steps = [PlannedStep("create", f"the staged copy {copy}")]
+    if _exists(env.postgres, copy):
+        steps.insert(0, PlannedStep("drop", f"{copy}: the leftover of an interrupted run"))
+    return steps
 
 
 def _judge_space(env: Environment, chosen: RestorableDatabase, report: Report) -> None:

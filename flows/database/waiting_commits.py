@@ -53,11 +53,13 @@ def plan_override(env: Environment, begun: State | None = None) -> Change[[], Sy
     return Change(commit_alone.bind(env.postgres), step.step, step.detail, begun=begun, is_optional=True)
 
 
-def let_commits_return(report: Report, env: Environment, carry: Carrier, planned: Change[[], Synchrony]) -> None:
+def let_commits_return(
+    report: Report, env: Environment, carry: Carrier, planned: Change[[], Synchrony], *, new: bool = False
+) -> None:
     """Override synchronous_standby_names where commits would hang, and report how to reattach the standbys. They get
-    `ATTACH_SECONDS` to reconnect."""
+    `ATTACH_SECONDS` to reconnect; none follows a `new` cluster."""
     found = read_synchrony(env.postgres)
-    if not found.hangs or _attached(env):
+    if not found.needed or not (new or found.hangs) or (not new and _attached(env)):
         carry.skip(planned, "enough standbys are connected")
         return
     carry(planned)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -16,30 +17,24 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.application.files_gate import FilesSource
 from flows.database import expectations
-from flows.database.gate import gate_of_backup
 from flows.database.superseded import discard_surplus
 from flows.launch import add_confirmation, launch
-from flows.loss import require_confirmed
-from flows.recovery.full import bring_up, build, choose, database_server
-from flows.recovery.full.method import ClusterParameters, Method, acts, decide, find_options
-from flows.recovery.full.method import effect as effect_of_cluster
-from flows.recovery.full.method import plan as plan_cluster
-from flows.recovery.full.method import run as run_cluster
+from flows.recovery.full import choose
+from flows.recovery.full.dump import DumpRestore
+from flows.recovery.full.method import ClusterParameters, ClusterPlan, Method, acts, decide, find_options
 from flows.recovery.full.without_database import restore as restore_others
 from flows.recovery.objectives import board
 from flows.recovery.options import ASKED
-from flows.recovery.stopped_services import started_on_failure
-from flows.redis.restore.sources import RedisSource, remembered
+from flows.redis.restore.sources import RedisSource
+from runbook.change import carrying_out
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from tasks.backups.catalogue import LATEST
 from tasks.postgres.restore.staged_copy import check_jobs
-from tasks.postgres.restore.swap import advisory_lock
 
 WhenToStop = Literal["first", "at_swap"]
 
@@ -148,50 +143,43 @@ def full_restore(
             restore_others(report, env, backup, source, without, redis_source, files_source, stop_services)
             discard_surplus(report, env)
             return report
-        permit, latest = None, report.pin_question(ASKED, backup) == LATEST
+        latest = report.pin_question(ASKED, backup) == LATEST
         given = ClusterParameters(
             *(method, backup, latest, source, without, stop_services, strict, databases, before, redis_source),
             *(files_source, workers, advance, accept, timeline),
         )
-        if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
-            plan_cluster(report, env, restore, given)
-            permit = report.permit(*acts(env, restore.chosen), effect=effect_of_cluster(report, env, restore))
-            if run_cluster(report, permit, env, restore, given):
-                discard_surplus(report, env)
-                return report
-            backup = LATEST
-        chosen = choose.choose(
-            *(report, env, backup, source, without, accept, redis_source, files_source), latest=latest, strict=strict
-        )
-        found = database_server.judge(report, env, chosen.database, workers)
-        gate = gate_of_backup(report, env, chosen.database, found.live.oid if found.live else 0)
-        if permit is None:
-            build.plan(report, env, chosen, found, stop_services)
-            choose.pin(report, env, chosen, up=found.presence == "up")
-            effect = choose.effect(report, env, chosen, found.presence, gate, found.lost_databases)
-            permit = report.permit(*chosen.acts(env), effect=effect)
-        require_confirmed(report, *map(Loss.everything, found.lost_databases))
-        report.fail_if_critical()
-        live = database_server.start_database(report, permit, env, chosen.database, found, workers)
-        services = bring_up.system_services(report, permit, env, chosen, found, last=live)
-        survivor = chosen.redis_survivor
-        known = remembered(env, survivor or chosen.redis_kept, services.swapped)
-        with advisory_lock(env.postgres) as guard, known, started_on_failure(services):
-            filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
-            if stop_services == "first" or survivor:
-                services.stop()
-            if survivor:
-                services.stop_redis()
-            chosen = choose.captured(report, permit, env, chosen, services.redis_live)
-            copies = build.build(report, permit, env, chosen, workers, filling)
-            build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
-            bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance, gate=gate)
-        if found.lost_databases:
-            report.loses(*map(Loss.everything, found.lost_databases))
-        bring_up.start(report, env, copies, services)
-        bring_up.report_results(report, env, chosen, services, gate)
+        options = find_options(report, env, given)
+        if options and (restore := decide(report, env, given, options)):
+            planned = ClusterPlan.plan(report, env, restore, given)
+            following, pins = acts(env, restore.chosen), [planned.pin]
+            with carrying_out(report, *planned.lines, effect=planned.effect, pins=pins, may_follow=following) as carry:
+                if not planned.carry_out(carry):
+                    dump = _plan_dump(report, env, replace(given, backup=LATEST))
+                    carry.instead(*dump.lines, why="no base backup passes its proof")
+                    dump.carry_out(carry)
+        else:
+            dump = _plan_dump(report, env, given)
+            up = dump.found.presence == "up"
+            pins = [lambda report: choose.pin(report, env, dump.chosen, up=up)]
+            with carrying_out(report, *dump.lines, effect=dump.effect, pins=pins) as carry:
+                dump.carry_out(carry)
         discard_surplus(report, env)
     return report
+
+
+def _plan_dump(report: Report, env: Environment, given: ClusterParameters) -> DumpRestore:
+    chosen = choose.choose(
+        *(report, env, given.backup, given.source, given.without, given.accept, given.redis_source, given.files_source),
+        latest=given.latest,
+        strict=given.strict,
+    )
+    return DumpRestore.plan(
+        *(report, env, chosen),
+        jobs=given.jobs,
+        stop_services=given.stop_services,
+        advance=given.advance,
+        strict=given.strict,
+    )
 
 
 def main() -> int:

@@ -4,8 +4,7 @@ before it replaced anything, they are started again."""
 from __future__ import annotations
 
 import abc
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +18,13 @@ from flows.redis.restore.steps import put_back
 from flows.restart import start_again
 from runbook.change import Change, State
 from runbook.errors import OpsError, ending_the_run
-from runbook.guard.permit import Permit
-from runbook.kinds import Pending, permitted_by
+from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.report import Report
 from tasks.host.services import Started, read_services, stop_services
 from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.survivors import SurvivingCopy
-from tasks.redis.restore.swap import stop_redis
+from tasks.redis.restore.swap import start_redis, stop_redis
 from tasks.redis.topology.isolation import detach
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -82,7 +80,12 @@ class StoppedServices(abc.ABC):
 
 
 def plan_stop(
-    services: StoppedServices, stop: Callable[P, R], roles: Sequence[str], *, begun: State | None = None
+    services: StoppedServices,
+    stop: Callable[P, R],
+    roles: Sequence[str],
+    *,
+    seconds: float = STOP_SECONDS,
+    begun: State | None = None,
 ) -> Change[P, R]:
     """Plan to stop `roles`, in order, by `stop`. If the run fails before it replaced anything, those of `services` that
     were found running are started again."""
@@ -91,19 +94,7 @@ def plan_stop(
         if not services.swapped:  # perhaps by a killed run, or without a word whether it was
             services.start_again()
 
-    return Change(stop, "stop services", ", ".join(roles), seconds=STOP_SECONDS, begun=begun, reverse=start)
-
-
-@contextlib.contextmanager
-def started_on_failure(services: StoppedServices) -> Iterator[None]:
-    """If the block fails before it replaced anything, start the services that were found running. For a runbook that
-    does not plan the stop by `plan_stop`."""
-    try:
-        yield
-    except BaseException:
-        if services.stopping_at and not services.swapped:
-            services.start_again()
-        raise
+    return Change(stop, "stop services", ", ".join(roles), seconds=seconds, begun=begun, reverse=start)
 
 
 @dataclass
@@ -158,17 +149,14 @@ def replication_roles(env: Environment) -> list[str]:
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
     serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
-    `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
-    `redis_gate`: what a replacement of its data must pass; None: its data is not replaced. `undo`: the runbooks that
-    return to the replaced data."""
+    `redis_replaced`: the data of Redis that was replaced. `redis_gate`: what a replacement of its data must pass; None:
+    its data is not replaced. `undo`: the runbooks that return to the replaced data."""
 
-    permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
     stops_redis: bool = True
     other_master: Redis | None = None
     redis_replaced: Path | None = None
-    redis_stopping: bool = False
     redis_gate: RedisGate | None = None
     undo: list[Next] = field(default_factory=list)
 
@@ -177,50 +165,63 @@ class SystemServices(StoppedServices):
         """The server whose data is replaced, at its stop."""
         return self.redis_gate.fenced if self.redis_gate else None
 
+    @property
+    def roles(self) -> list[str]:
+        """Return those that are stopped, in the manual's order, except Redis: a migration may need it."""
+        return [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
+
     def _stop(self) -> None:
-        """In the manual's order."""
-        roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
-        self.last = stop_services.after(self.last)(self.env.services, roles)
+        self.last = stop_services.after(self.last)(self.env.services, self.roles)
 
     @ending_the_run()
-    def stop_redis(self) -> None:
-        """Stop Redis once, proven stopped: later than its clients, because a migration may need it.
+    def keep_other(self) -> None:
+        """Back up the data of the other master, which is in no directory that is kept."""
+        assert self.other_master
+        kept = keep_live(self.report, self.env, self.other_master).name
+        self.report.fact(f"undo for the data of {self.other_master.address}", f"restore-redis with backup={kept}")
+
+    @ending_the_run()
+    def detach(self) -> None:
+        """Detach the replicas and Sentinels, before Redis stops: a Sentinel would promote another server.
 
         Raises:
             LossExceeded: it is not the server that was judged. Nothing of it was replaced.
         """
-        if self.redis_stopping or not self.stops_redis:
-            return
-        if self.other_master:
-            kept = keep_live(self.report, self.env, self.other_master).name
-            name = f"undo for the data of {self.other_master.address}"
-            self.report.fact(name, f"restore-redis with backup={kept}")
-        self.redis_stopping = True
         if self.redis_gate:
             try:
-                with permitted_by(self.permit):
-                    self.last = self.redis_gate.fence(after=self.last)
+                self.redis_gate.detach(self.last)
             finally:
                 self.topology = self.redis_gate.around
-            return
-        if self.topology:  # before Redis stops: a Sentinel would promote another server
-            reports = self.env.reports_directory
-            with permitted_by(self.permit):
-                self.topology = detach.bind(self.env.redis, self.topology, reports)()
-        self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
+        elif self.topology:
+            self.topology = detach.bind(self.env.redis, self.topology, self.env.reports_directory)()
+
+    @ending_the_run()
+    def stop_redis(self) -> None:
+        """Stop Redis, proven stopped: later than its clients.
+
+        Raises:
+            LossExceeded: it is not the server that was judged. Nothing of it was replaced.
+        """
+        if self.redis_gate:
+            self.last = self.redis_gate.stop()
+        else:
+            self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
 
     def _starting_order(self) -> Sequence[str]:
         return START_ORDER
 
-    def start_again(self) -> None:
-        """Start those that were found running, and reattach Redis's replicas and Sentinels."""
-        super().start_again()
+    def start_redis_again(self) -> None:
+        """Start it, if it was found running and nothing was replaced."""
+        if "redis" in self.running and not self.swapped:
+            start_redis(self.env.redis, self.env.services)
+
+    def attach_again(self) -> None:
+        """Reattach Redis's replicas and Sentinels, if nothing was replaced."""
         # If another server is the master, it has been detached, and serves nobody until it is attached again.
         others = self.topology and self.topology.master not in ("", self.topology.own)
-        if self.redis_stopping and self.topology and ("redis" in self.running or others):
+        if self.topology and not self.swapped and ("redis" in self.running or others):
             try:
-                with permitted_by(self.permit):
-                    put_back(self.report, self.env, self.topology)
+                put_back(self.report, self.env, self.topology)
             except OpsError as error:
                 self.report.fail("replicas and Sentinels reattached", error.hint, value=error.message)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from blocks.places import Application, Endpoint
 from runbook.errors import OpsError
 from runbook.files import durable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 
 SEND = "send users by"
@@ -32,15 +32,13 @@ def read_endpoint(endpoint: Endpoint) -> str:
     return _read(endpoint)
 
 
-@action(idempotent=True)
-def send_users(permit: Permit, endpoint: Endpoint, application: Application) -> Sent:
+@action(of=lambda endpoint: Act(SEND, endpoint.file), idempotent=True)
+def send_users(endpoint: Endpoint, application: Application) -> Sent:
     """Send users to an application: write the file atomically and durably.
 
     Raises:
-        NotConfirmed: not permitted.
         OpsError: the file cannot be written.
     """
-    permit.require(SEND, endpoint.file)
     before, path = _read(endpoint), Path(endpoint.file)
     try:
         durable.write(path, application.url + "\n")

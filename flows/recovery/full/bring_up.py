@@ -1,4 +1,5 @@
-"""The second and third phase of a full restore: swap the database, Redis and files; start the services; check them."""
+"""The second and third phase of a full restore: swap the database; start the services; check them. (Redis and the
+files: parts.py.)"""
 
 from __future__ import annotations
 
@@ -6,62 +7,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from blocks.environment import STOP_ORDER, Environment
 from blocks.postgres.server import Connection
-from flows.application.files_gate import changes_since, measured_loss, pass_files
 from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.database.gate import DatabaseGate
-from flows.database.staged_restore import report_sequences
-from flows.recovery.full.build import StagedCopies, SystemCopies
+from flows.database.staged_restore import SWAP_SECONDS
+from flows.recovery.full.build import SystemCopies
 from flows.recovery.full.choose import Chosen, OtherParts, other_master
-from flows.recovery.full.database_server import FoundServer
+from flows.recovery.full.parts import StagedCopies
 from flows.recovery.point.start import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.gate import RedisGate
-from flows.redis.restore.sources import judge_kept_master
-from flows.redis.restore.sources import loss_of as redis_loss
-from flows.redis.restore.steps import report_not_attached
+from flows.redis.restore.sources import plan_kept
+from flows.redis.restore.steps import attach_step, report_not_attached
 from flows.store import mark_verified
+from runbook.change import Carrier, Change, Check, Line
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
-from runbook.kinds import Pending, permitted_by
+from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
-from tasks.application.connection_string import switch_target
-from tasks.application.files import directory_of
-from tasks.application.health import Health, SmokeResult, answers, smoke_check, wait_healthy
-from tasks.application.staged_files import swap_files
+from tasks.application.health import Health, answers, smoke_check, wait_healthy
 from tasks.application.stored import find_stored
-from tasks.host.services import start_services
+from tasks.host.services import ServiceStates, start_services
+from tasks.integrity import Expectations
 from tasks.logs.figures.writes import read_writes_since
-from tasks.postgres.content.content import read_counts
-from tasks.postgres.restore.swap import SwapUnknown, swap_databases
+from tasks.postgres.content.content import RowCounts, read_counts
+from tasks.postgres.restore.swap import Swapped, SwapUnknown, swap_databases
 from tasks.postgres.server.server import Identity
-from tasks.redis.restore.live import LiveRedis
-from tasks.redis.restore.swap import prepare_empty, start_redis, swap_redis, verify_live_redis
+from tasks.redis.restore.swap import prepare_empty, start_redis, verify_live_redis
 from tasks.redis.restore.undoing import note_started
-from tasks.redis.topology.isolation import Attached, attach, note_swapped, wait_for_followers
+from tasks.redis.topology.isolation import Attached, attach, wait_for_followers
+from tasks.redis.topology.topology import ReplicationTopology
 
+START_ESTIMATE_SECONDS = 8.0
 HEALTH_SECONDS = 120
 
 
-def system_services(
-    report: Report, permit: Permit, env: Environment, chosen: OtherParts, found: FoundServer, last: object
-) -> SystemServices:
+def system_services(report: Report, env: Environment, chosen: OtherParts, services: ServiceStates) -> SystemServices:
     """The services of the run, with those that it found running."""
-    report.state_is(
-        "nothing live was replaced; services are as they were found", "fix the findings above, then run this again"
-    )
-    running = [role for role in STOP_ORDER if role in found.services.wanted]
+    running = [role for role in STOP_ORDER if role in services.wanted]
     topology, live = chosen.redis_topology, chosen.redis_live
     return SystemServices(
-        *(report, env, running, last),
-        permit=permit,
+        *(report, env, running),
         topology=topology,
         redis_kept=chosen.redis_kept,
         stops_redis=env.has("redis") and chosen.stops_redis,
@@ -70,146 +62,24 @@ def system_services(
     )
 
 
-def swap(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    guard: Connection,
-    services: SystemServices,
-    copies: SystemCopies,
-    live: Identity,
-    chosen: Chosen,
-    *,
-    advance: bool,
-    gate: DatabaseGate,
-) -> None:
-    """Swap all three by rename, one after the other. `gate`: measures what the database loses.
-
-    Raises:
-        LossExceeded: more than was confirmed. Nothing live was replaced.
-        OpsError: a live part is not the one that was judged.
-    """
-    gate.look_ahead()
-    services.stop()
-    services.stop_redis()
-    pass_others(report, env, services, copies, chosen)
-    left = others_in(copies)
-    name = chosen.database.name
-    try:
-        with permitted_by(permit):
-            done = swap_databases.bind(env.postgres, live.oid, name, gate.judge)(guard, copies.database)
-    except SwapUnknown:
-        services.may_have_swapped("database", left)
-        raise
-    services.last = done
-    services.has_swapped("database", done.kept, left, Next("undo-restore", "", {"kept": done.kept}))
-    report.loses(gate.measured)
-    swap_others(report, permit, env, services, copies, chosen)
-    with permitted_by(permit):
-        report_sequences(report, env, done.kept, advance=advance)
-    report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
-    report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
+Swap = Change[[Identity, str, DatabaseGate, Connection, SystemCopies], Swapped]
 
 
-def others_in(copies: StagedCopies) -> list[str]:
-    """The names of the parts other than the database."""
-    return [*(["Redis"] if copies.redis else []), *(["files"] if copies.files else [])]
+def plan_swap(report: Report, env: Environment, services: SystemServices) -> Swap:
+    """Plan to give the copy of the database the live name."""
+    action = swap_databases.bind(env.postgres)
 
+    def swap(live: Identity, name: str, gate: DatabaseGate, guard: Connection, copies: SystemCopies) -> Swapped:
+        try:
+            services.last = done = action(live.oid, name, gate.judge, guard, copies.database)
+        except SwapUnknown:
+            services.may_have_swapped("database", copies.others)
+            raise
+        services.has_swapped("database", done.kept, copies.others, Next("undo-restore", "", {"kept": done.kept}))
+        report.loses(gate.measured)
+        return done
 
-def pass_others(
-    report: Report, env: Environment, services: SystemServices, copies: StagedCopies, chosen: OtherParts
-) -> None:
-    """Pass the gates of Redis and the files, before the first part is replaced. The services are stopped.
-
-    Raises:
-        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
-    """
-    if copies.redis:
-        services.last = _pass_redis(services, chosen)
-    if copies.files and chosen.files:
-        pass_files(report, env, directory_of(env.application), changes_since(chosen.files))
-
-
-def _pass_redis(services: SystemServices, chosen: OtherParts) -> LiveRedis:
-    assert services.redis_gate
-    backup = None if chosen.redis_survivor else chosen.redis
-    return services.redis_gate.judge(redis_loss(chosen.redis_survivor or backup), backup)
-
-
-def swap_others(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    services: SystemServices,
-    copies: StagedCopies,
-    chosen: OtherParts,
-) -> None:
-    """Swap Redis and the files, where copies of them were built. Each passes its gate again: the swap of the database
-    took time.
-
-    Raises:
-        LossExceeded: a part was written to meanwhile, and is not replaced.
-    """
-    left = others_in(copies)
-    if copies.redis:
-        _pass_redis(services, chosen)
-        with permitted_by(permit):
-            services.last = redis = swap_redis.bind(env.redis, copies.redis)()
-        services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
-        services.redis_replaced = redis.kept
-        services.has_swapped("Redis", redis.kept, left := left[1:], _directory("undo-restore-redis", redis.kept))
-        report.loses(redis_loss(chosen.redis_survivor or chosen.redis))
-    if copies.files and chosen.files:
-        changes = changes_since(chosen.files)
-        pass_files(report, env, directory_of(env.application), changes)
-        with permitted_by(permit, after=services.last):
-            services.last = files = swap_files.bind(env.application)(copies.files)
-        services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))
-        report.loses(measured_loss(report, files.kept, changes))
-        _switch(report, permit, env, services)
-
-
-def _directory(undo: str, kept: Path | None) -> Next | None:
-    return Next(undo, "", {"kept": kept.name}) if kept else None
-
-
-def _switch(report: Report, permit: Permit, env: Environment, services: SystemServices) -> None:
-    """The restored files have the connection string of their time; a failover may have happened since."""
-    if not (env.application.env_file and env.has("postgres")):
-        return
-    try:
-        with permitted_by(permit, after=services.last):
-            services.last = done = switch_target.bind(env.application, env.postgres)()
-    except OpsError as error:
-        report.warn("connection string of the application", error.hint, value=error.message)
-    else:
-        if done.changed:
-            report.fact("connection string of the application", f"{done.before} → {done.after}")
-
-
-def start(report: Report, env: Environment, copies: StagedCopies, services: SystemServices) -> None:
-    """Start the services, then check the health, Redis, row counts, expectations and the application.
-
-    Raises:
-        OpsError: the backend does not become healthy.
-    """
-    prepare_redis(report, env, copies, services)
-    live = env.postgres.database
-    unjudged = copies.states is None
-    whole = check.start(report, env, live, after=services.last, origin=copies.origin) if unjudged else None
-    counting = read_counts.after(services.last).submit(env.postgres, live)
-    database_started = start_services.after(services.last)(
-        env.services, env.services_in((env.postgres.service,)), answers=lambda _: takes_writes(env)
-    )
-    started = start_application(env, copies, services, after=database_started)
-    # Of rules that a copy kept, only the application's writes since can have broken one.
-    checking = whole or check.start(report, env, live, after=started.health, origin=copies.origin, since=copies.states)
-    report_started(report, env, copies, services, started)
-    _judge_counts(report, dict(counting.result().rows), copies)
-    check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
-    services.last = report_application(report, env, started)
-    check.render(report, env, after=services.last)
-    report_attached(report, env, services, started)
+    return Change(swap, "swap", database.swap_text(env, kept=True), seconds=SWAP_SECONDS, by=[action], is_final=True)
 
 
 @dataclass(frozen=True)
@@ -222,6 +92,98 @@ class StartedApplication:
     attaching: Pending[Attached] | None
 
 
+@dataclass
+class LiveChecks:
+    """What is checked of the live database, at the same time as the application starts."""
+
+    counting: Pending[RowCounts]
+    checking: Pending[Expectations] | None
+
+
+@dataclass(frozen=True)
+class SystemStart:
+    """The lines that start the services, and check them. `kept`: of a Redis that serves all the time; `reattach`: of
+    its replicas and Sentinels. Empty where there are none."""
+
+    report: Report
+    env: Environment
+    services: SystemServices
+    start: Change[[StagedCopies, object], StartedApplication]
+    kept: Sequence[Check[[object], None]]
+    check: Check[[StagedCopies, StartedApplication, LiveChecks | None], None]
+    reattach: Sequence[Change[[Pending[Attached]], None]]
+
+    @classmethod
+    def plan(cls, report: Report, env: Environment, chosen: OtherParts, services: SystemServices) -> SystemStart:
+        """Plan the lines."""
+        roles = env.services_in(("redis", "backend", "frontend"))
+        started = [role for role in roles if role != "redis" or chosen.stops_redis]
+        checks = ["health", *["expectations again"] * env.has("postgres"), "smoke checks"]
+        around = services.topology
+        attaching = [] if around is None or around.is_alone else [_plan_reattaching(report, env, around)]
+        return cls(
+            *(report, env, services),
+            Change(
+                partial(start_application, env, services),
+                "start services",
+                ", ".join(started),
+                seconds=START_ESTIMATE_SECONDS,
+                by=[attach.bind(env.redis)] if attaching else [],
+            ),
+            [plan_kept(report, env, chosen.redis_kept)] if chosen.redis_kept else [],
+            Check(partial(_check, report, env, services), "check", ", ".join(checks)),
+            attaching,
+        )
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        return [self.start, *self.kept, self.check, *self.reattach]
+
+    def carry_out(self, carry: Carrier, copies: StagedCopies) -> None:
+        """Start the services, then check the health, Redis, row counts, expectations and the application.
+
+        Raises:
+            OpsError: the backend does not become healthy.
+        """
+        report, env, services = self.report, self.env, self.services
+        prepare_redis(report, env, copies, services)
+        live, checks, whole = env.postgres.database if env.has("postgres") else "", None, None
+        if live:
+            if copies.states is None:
+                whole = check.start(report, env, live, after=services.last, origin=copies.origin)
+            checks = LiveChecks(read_counts.after(services.last).submit(env.postgres, live), whole)
+            services.last = start_services.after(services.last)(
+                env.services, env.services_in((env.postgres.service,)), answers=lambda _: takes_writes(env)
+            )
+        started = carry(self.start, copies, services.last)
+        if checks and not whole:
+            # Of rules that a copy kept, only the application's writes since can have broken one.
+            checks.checking = check.start(
+                report, env, live, after=started.health, origin=copies.origin, since=copies.states
+            )
+        report_started(report, copies, services, started)
+        for kept in self.kept:
+            carry(kept, started.health)
+        carry(self.check, copies, started, checks)
+        for line in self.reattach:
+            if started.attaching:
+                carry(line, started.attaching)
+            else:
+                carry.skip(line, "Redis does not serve the restored data")
+
+
+def _plan_reattaching(
+    report: Report, env: Environment, around: ReplicationTopology
+) -> Change[[Pending[Attached]], None]:
+    action, step = wait_for_followers.bind(env.redis), attach_step(around)
+
+    def reattach(attaching: Pending[Attached]) -> None:
+        report_not_attached(report, action(attaching.result(), env.reports_directory))
+
+    return Change(reattach, step.step, step.detail, seconds=step.seconds, by=[action])
+
+
 def prepare_redis(report: Report, env: Environment, copies: StagedCopies, services: SystemServices) -> None:
     """Give Redis a data directory, if it starts without a restored copy and has none."""
     if copies.redis is None and services.stops_redis and (done := prepare_empty(env.redis)):
@@ -229,7 +191,7 @@ def prepare_redis(report: Report, env: Environment, copies: StagedCopies, servic
 
 
 def start_application(
-    env: Environment, copies: StagedCopies, services: SystemServices, after: object
+    env: Environment, services: SystemServices, copies: StagedCopies, after: object
 ) -> StartedApplication:
     """Start Redis and verify its data, then start the application and wait until it is healthy.
 
@@ -254,9 +216,7 @@ def start_application(
     return StartedApplication(health, problems, attaching)
 
 
-def report_started(
-    report: Report, env: Environment, copies: StagedCopies, services: SystemServices, started: StartedApplication
-) -> None:
+def report_started(report: Report, copies: StagedCopies, services: SystemServices, started: StartedApplication) -> None:
     """Report the health, the outage and Redis's live data."""
     report_health(report, started.health)
     if services.stopping_at:
@@ -269,28 +229,27 @@ def report_started(
             "check its log; the replaced data is kept",
             value="; ".join(started.problems[:3]) or "all keys without TTL are present",
         )
-    if services.redis_kept:
-        judge_kept_master(report, env, services.redis_kept, after=started.health)
     if services.undo:
         report.undo_is(*services.undo)
     else:
         report.fact("undo", "none: there was no live data, so nothing is kept")
 
 
-def report_application(report: Report, env: Environment, started: StartedApplication) -> SmokeResult:
-    """Run the smoke checks."""
-    result = smoke_check.after(started.health)(env.application)
+def _check(
+    report: Report,
+    env: Environment,
+    services: SystemServices,
+    copies: StagedCopies,
+    started: StartedApplication,
+    checks: LiveChecks | None,
+) -> None:
+    if checks:
+        _judge_counts(report, dict(checks.counting.result().rows), copies)
+        check.report_results(report, checks.checking, "on the live database", strict=copies.strict, before=copies.rules)
+    services.last = result = smoke_check.after(started.health)(env.application)
     report_smoke(report, result)
-    return result
-
-
-def report_attached(report: Report, env: Environment, services: SystemServices, started: StartedApplication) -> None:
-    """Wait until the replicas of Redis are in sync, and report the servers and Sentinels that are not attached."""
-    if started.attaching:
-        attached = started.attaching.result()
-        with permitted_by(services.permit):
-            waiting = wait_for_followers.bind(env.redis, attached, env.reports_directory)()
-        report_not_attached(report, waiting)
+    if checks:
+        check.render(report, env, after=services.last)
 
 
 def _attach(services: SystemServices) -> Pending[Attached] | None:
@@ -298,8 +257,7 @@ def _attach(services: SystemServices) -> Pending[Attached] | None:
     if services.topology is None or services.topology.is_alone:
         return None
     env = services.env
-    with permitted_by(services.permit):
-        return attach.bind(env.redis, services.topology, env.reports_directory).submit()
+    return attach.bind(env.redis).submit(services.topology, env.reports_directory)
 
 
 def _judge_counts(report: Report, live: dict[str, int], copies: StagedCopies) -> None:

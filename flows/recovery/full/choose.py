@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 from blocks.environment import Environment, Stores
 from blocks.redis.server import Redis
@@ -22,10 +22,10 @@ from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis, living_master
 from flows.store import read_files, report_failed, store_for
 from runbook import clock, metrics
+from runbook.change import Line
 from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
-from runbook.kinds import permitted_by
+from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.application.connection_string import SWITCH
@@ -111,9 +111,6 @@ class Chosen(OtherParts):
         return (*own, *super().acts(env))
 
 
-Parts = TypeVar("Parts", bound=OtherParts)
-
-
 def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
     """Pin what the run replaces: writes after the plan are lost. `up`: whether the database server answers."""
     pin_database(report, env.postgres, replaced=True, up=up)
@@ -137,14 +134,24 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
 
 
 def effect(
-    report: Report, env: Environment, chosen: Chosen, presence: Presence, gate: DatabaseGate, lost: Sequence[str] = ()
+    env: Environment,
+    chosen: Chosen,
+    presence: Presence,
+    gate: DatabaseGate,
+    lost: Sequence[str],
+    lines: Sequence[Line[..., Any]],
 ) -> Effect:
-    """The headline of a plan that restores the dump. `presence`: the database server's; `lost`: the other databases
-    that were lost with its data directory."""
+    """The headline of a plan that restores the dump by these lines. `presence`: the database server's; `lost`: the
+    other databases that were lost with its data directory."""
     taken = chosen.database.manifest.taken
-    down = seconds_from(report.plan_steps, "stop services" if presence == "up" else "")
+    down = down_seconds(lines, up=presence == "up")
     losses = (gate.plan(), *map(Loss.everything, lost), *losses_of_others(chosen))
     return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), losses, down)
+
+
+def down_seconds(lines: Sequence[Line[..., Any]], *, up: bool) -> float:
+    """The estimated downtime: from the stop of the services on, of a system that is `up`."""
+    return seconds_from([step for one in lines for step in one.planned], "stop services" if up else "")
 
 
 def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
@@ -321,21 +328,6 @@ def _choose_redis(
         return OtherParts(backup, redis_fitness=judged_backup, redis_topology=around, redis_live=judged)
     left = live.is_dir() and answers(env.redis)
     return OtherParts(redis_topology=None if left else around, redis_left=left)
-
-
-def captured(report: Report, permit: Permit, env: Environment, chosen: Parts, live: LiveRedis | None) -> Parts:
-    """With the surviving copy of Redis's data as a proven backup, if it is the source. The services are stopped.
-    `live`: Redis just before its stop.
-
-    Raises:
-        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
-        OpsError: it cannot be read. Nothing live was replaced.
-    """
-    if not (chosen.redis_survivor and live):
-        return chosen
-    with permitted_by(permit):
-        backup, loss = redis_capture.capture(report, env, chosen.redis_survivor, live)
-    return replace(chosen, redis=backup, redis_survivor=replace(chosen.redis_survivor, loss=loss))
 
 
 def _nearest(

@@ -6,35 +6,41 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from flows.database import expectations as check
-from flows.database.waiting_commits import free_commits
+from flows.database.base_backup import wal_of
+from flows.database.waiting_commits import let_commits_return, plan_override
 from flows.loss import AGAIN, planned_loss_of, require_confirmed
+from flows.recovery import gate
 from flows.recovery.destruction import UNEXPLAINED, read_end
-from flows.recovery.full import bring_up, build, migration
-from flows.recovery.full.build import StagedCopies
+from flows.recovery.full import bring_up, migration
 from flows.recovery.full.choose import Chosen
+from flows.recovery.full.parts import UNTOUCHED, PartLines, StagedCopies, prove_others
 from flows.recovery.full.start import other_databases
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import server_state, swap
 from flows.recovery.point.start import start_server
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
-from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
+from flows.recovery.stopped_services import STOP_SECONDS, ClusterServices, SystemServices, read_cluster_services
 from flows.recovery.unlogged import warn_emptied
+from runbook.change import Begun, Carrier, Change, Line
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report
+from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.fence import FencedServer
 from tasks.cluster.instance import PrivateInstance, running
-from tasks.cluster.recovery import read_standing, wait_recovered
 from tasks.cluster.swap import flush_cluster, sync_cluster
-from tasks.host.services import start_services
+from tasks.host.services import ServiceStates
 from tasks.postgres.content.changes import read_states
+from tasks.postgres.replication.synchronous import Synchrony
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
 from tasks.postgres.tables.filenodes import read_database_names
@@ -43,6 +49,7 @@ from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
 from tasks.wal.format.names import lsn_text
 
+P = ParamSpec("P")
 MOST_TARGETS = 5
 Result = TypeVar("Result")
 
@@ -55,7 +62,6 @@ class ClusterRun:
     region's cluster."""
 
     report: Report
-    permit: Permit
     env: Environment
     options: RestoreOptions
     chosen: Chosen
@@ -83,74 +89,215 @@ class ClusterCopies(StagedCopies):
         return self.option.replay
 
 
-def plan(
+@dataclass(frozen=True)
+class ClusterLines:
+    """The lines of a restore that replaces the whole cluster. `stop_first`: the application and the database server are
+    stopped before the copy is built. One stop has the only reverse: each service is started again once."""
+
+    report: Report
+    env: Environment
+    services: SystemServices
+    server: ClusterServices
+    stop_first: bool
+    building: Change[..., BuiltCluster]
+    stop: Change[[Stores, str], FencedServer]
+    parts: PartLines
+    replay: Change[[ClusterRun, RestoreOption], ClusterCopies]
+    sync: Change[[PrivateInstance], Path]
+    swap: swap.ClusterSwap
+    start_server: Change[[], None]
+    override: Change[[], Synchrony]
+    migration: Sequence[Change[[object], object]]
+    start: bring_up.SystemStart
+
+    @classmethod
+    def plan(
+        cls,
+        report: Report,
+        env: Environment,
+        option: RestoreOption,
+        chosen: Chosen,
+        found: ServiceStates,
+        of: str,
+        revision: str = "",
+        *,
+        stop_first: bool = False,
+    ) -> ClusterLines:
+        """Plan the lines. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known."""
+        assert option.replay
+        services, server = bring_up.system_services(report, env, chosen, found), read_cluster_services(report, env)
+        server.running = list(dict.fromkeys([*server.running, *services.running]))
+        replay = plan_replay(report, env, option, of, _recover)
+        check.plan(report, env)
+        migrating = migration.judge(report, env, revision, chosen.files)
+        server_state.judge(report, env)
+        return cls(
+            *(report, env, services, server, stop_first),
+            plan_building(env, option),
+            _plan_stop(report, env, services, server),
+            PartLines.plan(report, env, chosen, services),
+            replay,
+            Change(sync_cluster, swap.SYNC.step, swap.SYNC.detail, seconds=swap.SYNC.seconds),
+            swap.ClusterSwap.plan(report, env, server, option.replay.instance, UNTOUCHED),
+            Change(
+                partial(start_server, report, env, server),
+                "start the database server",
+                "and its WAL receiver; afterwards: rejoin-standby and backup-cluster",
+                seconds=2,
+            ),
+            plan_override(env),
+            _plan_migration(report, env, services, migrating) if migrating else [],
+            bring_up.SystemStart.plan(report, env, chosen, services),
+        )
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        first: list[Line[..., Any]] = [self.stop, *self.parts.early] if self.stop_first else []
+        late: list[Line[..., Any]] = [] if self.stop_first else [self.stop]
+        built = [self.building, *first, *self.parts.builds, self.replay, self.sync, self.swap.rehearsal]
+        swaps = [*late, *self.parts.late, *self.swap.lines, *self.parts.swaps]
+        return [*built, *swaps, self.start_server, self.override, *self.migration, *self.start.lines]
+
+    def swap_in(self, carry: Carrier, run: ClusterRun, copies: ClusterCopies) -> None:
+        """Make the copies live: the cluster, then Redis and the files.
+
+        Raises:
+            LossExceeded: more than was confirmed. Nothing live was replaced.
+            OpsError: a rename fails.
+        """
+        env, services = self.env, self.services
+        copy = copies.option.copy(env.postgres.database, names=copies.databases)
+        carry(self.swap.rehearsal)
+        fenced = run.fenced or carry(self.stop, "backups", gate.before_of(copy.stop))
+        self.parts.stop_late(carry)
+        self.parts.pass_gates(copies, run.chosen)
+        self.server.last = services.last
+        try:
+            self.swap.carry_out(carry, copy, copies.timeline, fenced, run.measured)
+        except BaseException:
+            services.swapped += self.server.swapped  # after a half-done swap nothing may be started
+            raise
+        undo = swap.undo_of(env.postgres, self.server.kept)
+        services.has_swapped("database", ", ".join(self.server.kept), copies.others, undo)
+        services.last = self.server.last
+        self.parts.swap(carry, copies, run.chosen)
+
+    def start_cluster(self, carry: Carrier, copies: ClusterCopies) -> None:
+        """Start the database server with its WAL receiver, log in as the application, and migrate.
+
+        Raises:
+            OpsError: the server does not start, or refuses the log-in.
+        """
+        env, services, server = self.env, self.services, self.server
+        server.last = services.last
+        carry(self.start_server)
+        let_commits_return(self.report, env, carry, self.override)
+        services.last = try_login.after(server.last)(env.postgres, env.postgres.database)
+        for migrating in self.migration:
+            services.last = carry(migrating, copies.redis)
+        server.all_started()
+
+
+def _plan_stop(
+    report: Report, env: Environment, services: SystemServices, server: ClusterServices
+) -> Change[[Stores, str], FencedServer]:
+    def stop(source: Stores, before: str) -> FencedServer:
+        services.stop()
+        server.last = services.last
+        fenced = gate.fence_cluster(report, env, server, source, before)
+        services.last = server.last
+        return fenced
+
+    def start() -> None:
+        if not (services.swapped or server.swapped):
+            server.start_again()
+
+    roles = ", ".join(swap.stopped_roles(env))
+    return Change(stop, "stop services", roles, seconds=STOP_SECONDS, begun=UNTOUCHED, reverse=start)
+
+
+def _plan_migration(
+    report: Report, env: Environment, services: SystemServices, planned: PlannedStep
+) -> list[Change[[object], object]]:
+    def migrate(redis: object) -> object:
+        ready = services.last
+        if redis:  # a migration may need it
+            ready = start_redis.after(ready)(env.redis, env.services)
+        return migration.migrate(report, env, env.postgres.database, None, revision="") or ready
+
+    return [Change(migrate, planned.step, planned.detail, by=[migration.action_of(env)])]
+
+
+def plan_building(env: Environment, option: RestoreOption) -> Change[..., BuiltCluster]:
+    """Plan the data directory of the staged copy."""
+    assert option.replay
+    bytes_ = option.replay.origin.content.bytes
+    return Change(
+        build_instance,
+        "build the cluster",
+        f"{option.backup.name} in {option.replay.instance.root}",
+        size=bytes_,
+        seconds=point_build.expected_seconds(env, point_build.BUILD, bytes_),
+        begun=UNTOUCHED,
+    )
+
+
+def begin_building(
+    carry: Carrier, line: Change[..., BuiltCluster], env: Environment, replay: Replay
+) -> Begun[BuiltCluster]:
+    """Begin to build the data directory, which does not depend on the newest WAL."""
+    return carry.begin(line, replay.instance, replay.origin.whole, wal=wal_of(env))
+
+
+def plan_replay(
     report: Report,
     env: Environment,
     option: RestoreOption,
-    chosen: Chosen,
     of: str,
-    revision: str = "",
-    *,
-    stop_first: bool = False,
-) -> None:
-    """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
-    `stop_first`: the application and the database server are stopped before the copy is built."""
-    if stop_first:
-        swap.plan_stopped(report, env)
-    plan_copy(report, env, option, of)
-    check.plan(report, env)
-    build.plan_others(report, env, chosen)
-    migration.judge(report, env, revision, chosen.files)
-    swap.plan(report, env, stopped=stop_first)
-    build.plan_redis_stop(report, env, chosen)
-    start = "and its WAL receiver; afterwards: rejoin-standby and backup-cluster"
-    report.plan("start the database server", start, seconds=2, by=[start_services])
-    build.plan_start(report, env, chosen)
-
-
-def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:
-    """Plan the staged copy of the cluster. `of`: as in `plan`."""
+    recover: Callable[P, Result],
+    more: Sequence[PlannedStep] = (),
+) -> Change[P, Result]:
+    """Plan the recovery of the staged copy to its target, and its proof, which one call carries out: a statement that
+    the copy shows may begin it anew. `of`: as in `ClusterLines.plan`."""
     assert option.replay
     only = env.postgres.database if option.extracted_bytes else ""
     warn_emptied(report, env, option.backup.manifest.environment, database=only)
-    replay, content = option.replay, option.replay.origin.content
-    links, wal = len(replay.found.links), replay.wal_bytes
-    report.plan(
-        "build the cluster",
-        f"{option.backup.name} in {replay.instance.root}",
-        size=content.bytes,
-        seconds=point_build.expected_seconds(env, point_build.BUILD, content.bytes),
-        by=point_build.BUILDS,
-    )
-    replaying = point_build.expected_seconds(env, point_build.REPLAY, wal)
-    report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying, by=[wait_recovered])
+    replay = option.replay
     use: Literal["swap", "dump"] = "dump" if option.extracted_bytes else "swap"
     point_build.judge_tablespaces(report, env, replay.origin, replay.stop, replay.instance.root / "wal", use)
     last = "the last transaction before the target" if replay.target.destruction else "the last transaction of the WAL"
-    report.plan("prove", f"the copy is {of} cluster, with {last}", by=[read_standing])
+    return Change(
+        recover,
+        "replay",
+        f"{len(replay.found.links)} segments of WAL",
+        size=replay.wal_bytes,
+        seconds=point_build.expected_seconds(env, point_build.REPLAY, replay.wal_bytes),
+        more=[PlannedStep("prove", f"the copy is {of} cluster, with {last}"), point_build.PROMOTE, *more],
+        begun=UNTOUCHED,
+    )
 
 
-def build_copies(run: ClusterRun, option: RestoreOption) -> ClusterCopies:
+def build_copies(carry: Carrier, lines: ClusterLines, run: ClusterRun, option: RestoreOption) -> ClusterCopies:
     """Build the cluster and the copies of Redis and the files, and prove them.
 
     Raises:
         RunbookFailed, VerificationFailed: a copy fails its proof.
     """
-    building = build.begin_others(run.permit, run.env, run.chosen)
-    try:
-        copies = recover_to_target(run, option, lambda found, timeline: _prove(run, found, timeline))
-        run.report.fail_if_critical()
-        sync_cluster(copies.replay.instance)
-        failpoint("full restore: cluster proven")
-    except BaseException:
-        with contextlib.suppress(Exception):  # the next attempt uses the same directories
-            building()
-        raise
+    building = lines.parts.begin(carry, run.chosen)
+    copies = carry(lines.replay, run, option)
+    run.report.fail_if_critical()
+    carry(lines.sync, copies.replay.instance)
+    failpoint("full restore: cluster proven")
     others = building()
-    build.prove_others(run.report, run.env, run.chosen, others)
+    prove_others(run.report, run.env, run.chosen, others)
     copies.redis, copies.files, copies.strict = others.redis, others.files, run.strict
     run.options.used = copies.option
     return copies
+
+
+def _recover(run: ClusterRun, option: RestoreOption) -> ClusterCopies:
+    return recover_to_target(run, option, lambda found, timeline: _prove(run, found, timeline))
 
 
 def recover_to_target(run: ClusterRun, option: RestoreOption, use: Callable[[RestoreOption, int], Result]) -> Result:
@@ -296,52 +443,3 @@ def _try_login(run: ClusterRun, instance: PrivateInstance) -> None:
     """Log in as the application's role, with its password as of the target."""
     user = try_login(instance.postgres.model_copy(update={"host": "127.0.0.1"}), run.env.postgres.database)
     run.report.require("log-in of the application's role to the copy", user == run.env.postgres.user, "", value=user)
-
-
-@contextlib.contextmanager
-def swapping_in(
-    run: ClusterRun, copies: ClusterCopies, services: SystemServices, cluster: ClusterServices
-) -> Iterator[None]:
-    """Make the copies live: the cluster, then Redis and the files. If that fails, or the block, before anything was
-    replaced, the services that ran are started again.
-
-    Raises:
-        OpsError: a rename fails.
-    """
-    report, permit, env = run.report, run.permit, run.env
-    copy = copies.option.copy(env.postgres.database, names=copies.databases)
-    with started_on_failure(services), started_on_failure(cluster):
-        services.stop()
-        services.stop_redis()
-        bring_up.pass_others(report, env, services, copies, run.chosen)
-        try:
-            swap.swap(
-                *(report, permit, env, copies.replay.instance, cluster, copies.timeline, copy),
-                *(run.fenced, run.measured),
-            )
-        except BaseException:
-            services.swapped += cluster.swapped  # after a half-done swap nothing may be started
-            raise
-        undo = swap.undo_of(env.postgres, cluster.kept)
-        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies), undo)
-        services.last = cluster.last
-        bring_up.swap_others(report, permit, env, services, copies, run.chosen)
-        yield
-
-
-def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServices, cluster: ClusterServices) -> None:
-    """Start the database server with its WAL receiver, log in as the application, and migrate.
-
-    Raises:
-        OpsError: the server does not start, or refuses the log-in.
-    """
-    report, permit, env = run.report, run.permit, run.env
-    cluster.last = services.last
-    start_server(report, env, cluster)
-    free_commits(report, permit, env, after=cluster.last)
-    name = env.postgres.database
-    ready: object = try_login.after(cluster.last)(env.postgres, name)
-    if copies.redis:  # a migration may need it
-        ready = start_redis.after(ready)(env.redis, env.services)
-    services.last = migration.migrate(report, permit, env, name, None, revision="", after=ready) or ready
-    cluster.all_started()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from blocks.environment import START_ORDER, Environment
 from blocks.postgres.nodes import ask
@@ -11,20 +12,21 @@ from blocks.postgres.refusals import LoginRefused
 from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
-from flows.database.waiting_commits import free_commits, judge_commits
+from flows.database.waiting_commits import let_commits_return, plan_commits, plan_override
+from flows.recovery.full.parts import UNTOUCHED
 from flows.recovery.full.start import (
     FILES,
     create_and_start,
     judge_lost_databases,
     move_away,
     other_databases,
+    plan_of,
     start_server,
     wait_while_starting,
 )
 from flows.recovery.point.server_state import judge_slots
+from runbook.change import Carrier, Change, Line
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
-from runbook.kinds import permitted_by
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
@@ -34,7 +36,9 @@ from tasks.cluster.stopped import START, StoppedServer, judge_silent, read_stopp
 from tasks.cluster.trial import StartRefused, trial
 from tasks.host.disk import is_here
 from tasks.host.services import ServiceStates, read_services
+from tasks.postgres.replication.synchronous import Synchrony
 from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.server.new_cluster import create_cluster
 from tasks.postgres.server.requirements import read_offline_requirements, read_preloads
 from tasks.postgres.server.roles import create_roles, try_roles
 from tasks.postgres.server.server import (
@@ -79,7 +83,6 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
-        judge_commits(report, env)
     elif silence and (found := judge_silent(env.postgres, env.services, services.running, silence)):
         database.judge_requirements(report, found)
     else:
@@ -270,29 +273,75 @@ def _refuse(report: Report, env: Environment, why: str) -> None:
     report.fail(NOT_JUDGED, hint, value=f"{EVERYTHING}: {why}", expected="judged in the plan")
 
 
-def start_database(
-    report: Report, permit: Permit, env: Environment, backup: Backup, found: FoundServer, jobs: int = 0
-) -> Identity:
-    """Start the server, or create one, and create the backup's roles. Returns the identity of the live database.
+@dataclass(frozen=True)
+class ServerLines:
+    """The lines that make the database server ready for a dump. `start`: of one that is down or missing; it returns
+    whether the cluster is new. `roles`: of the backup, on a server without databases."""
 
-    Raises:
-        OpsError: the server does not start.
-    """
-    new = False
-    if found.live is None:
-        if new := found.presence == "absent":
-            create_and_start(report, permit, env)
-        else:
-            new = start_server(report, permit, env, backup, found.others)
-        live = _judge_running(report, env, backup, jobs)
-        report.fail_if_critical()
-    else:
-        live = found.live
-    free_commits(report, permit, env, after=live, new=new)
-    server = read_server(env.postgres)
-    if server.is_bare:
-        with permitted_by(permit):
-            made = create_roles.bind(env.postgres, backup, server.roles)()
+    report: Report
+    env: Environment
+    start: Sequence[Change[[Backup, FoundServer], bool]]
+    override: Sequence[Change[[], Synchrony]]
+    roles: Sequence[Change[[Backup, Server], None]]
+
+    @classmethod
+    def plan(cls, report: Report, env: Environment, found: FoundServer) -> ServerLines:
+        """Plan the lines for the server as it was found."""
+        is_up = found.presence == "up"
+        override = plan_commits(report, env, UNTOUCHED) if is_up else [plan_override(env, UNTOUCHED)]
+        needs_roles = not is_up or read_server(env.postgres).is_bare
+        start = [] if is_up else [_plan_start(report, env, found)]
+        return cls(report, env, start, override, [_plan_roles(report, env)] if needs_roles else [])
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        return [*self.start, *self.override, *self.roles]
+
+    def carry_out(self, carry: Carrier, backup: Backup, found: FoundServer, jobs: int = 0) -> Identity:
+        """Start the server, or create one, and create the backup's roles. Returns the identity of the live database.
+
+        Raises:
+            OpsError: the server does not start.
+        """
+        report, env, new, live = self.report, self.env, False, found.live
+        for starting in self.start:
+            if live:
+                carry.skip(starting, "it answers")
+            else:
+                new = carry(starting, backup, found)
+        if not live:
+            live = _judge_running(report, env, backup, jobs)
+            report.fail_if_critical()
+        for one in self.override:
+            let_commits_return(report, env, carry, one, new=new)
+        server = read_server(env.postgres)
+        for creating in self.roles:
+            if server.is_bare:
+                carry(creating, backup, server)
+            else:
+                carry.skip(creating, "the server has databases, and its roles")
+        return live
+
+
+def _plan_start(report: Report, env: Environment, found: FoundServer) -> Change[[Backup, FoundServer], bool]:
+    def start(backup: Backup, now: FoundServer) -> bool:
+        if now.presence != "absent":
+            return start_server(report, env, backup, now.others)
+        create_and_start(report, env)
+        return True
+
+    alone = "; standby and WAL receiver are left out, and commits wait for no standby" * env.has("standby")
+    how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
+    by = [create_cluster.bind(env.postgres)]
+    return Change(start, "start the database server", how, by=by, begun=UNTOUCHED, is_optional=True)
+
+
+def _plan_roles(report: Report, env: Environment) -> Change[[Backup, Server], None]:
+    action = create_roles.bind(env.postgres)
+
+    def create(backup: Backup, server: Server) -> None:
+        made = action(backup, server.roles)
         if made.names:
             report.fact("roles created from the backup", ", ".join(made.names))
         if made.without_password:
@@ -301,4 +350,6 @@ def start_database(
                 "set them (ALTER ROLE … PASSWORD): a backup contains no passwords",
                 value=", ".join(made.without_password),
             )
-    return live
+
+    detail = "those of the backup that a server without databases lacks"
+    return Change(create, "create roles", detail, by=[action], is_optional=True)

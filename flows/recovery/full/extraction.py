@@ -7,30 +7,33 @@ import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from blocks.environment import Environment
 from blocks.postgres.server import Connection
-from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.database.backup import dump_into
 from flows.database.gate import DatabaseGate
 from flows.recovery.destruction import newest_dump
-from flows.recovery.full import bring_up, build, cluster, database_server, migration
+from flows.recovery.full import cluster, database_server
 from flows.recovery.full.build import SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterRun
+from flows.recovery.full.database_server import FoundServer
+from flows.recovery.full.dump import SystemSwap
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import DUMP_BYTES_PER_SECOND, RestoreOption
-from flows.recovery.stopped_services import SystemServices
 from flows.store import store_for
+from runbook.change import Carrier, Change, Line
 from runbook.failpoint import failpoint
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report
 from runbook.units import size
 from tasks.backups.catalogue import Backup, hand_of
+from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.instance import put_away
-from tasks.postgres.dump.dump import dump_database, dump_globals
 from tasks.postgres.restore.staged_copy import copy_name, dump_in
-from tasks.postgres.restore.swap import advisory_lock, swap_databases
+from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import Identity, read_server
 from tasks.stores.directory import DirectoryStore
 
@@ -48,55 +51,73 @@ class ExtractedCopies(SystemCopies):
     gate: DatabaseGate = field(kw_only=True)
 
 
-def plan(
-    report: Report,
-    env: Environment,
-    option: RestoreOption,
-    chosen: Chosen,
-    options: RestoreOptions,
-    jobs: int,
-    *,
-    stop_first: bool,
-) -> None:
-    """Plan every step, and judge the live server. The dump does not exist yet, so the newest one in the store stands in
-    for it; the run judges the server again with the right one, before anything live is touched."""
-    bytes_, name = option.extracted_bytes, env.postgres.database
-    if stop_first:
-        build.plan_stop(report, env)
-    cluster.plan_copy(report, env, option, "this")
-    seconds = bytes_ / DUMP_BYTES_PER_SECOND
-    report.plan(
-        "dump the database",
-        f"{name} from that copy, with its manifest",
-        size=bytes_,
-        seconds=seconds,
-        by=[dump_globals, dump_database],
-    )
-    seconds = bytes_ / database.RESTORE_BYTES_PER_SECOND
-    copy = copy_name(name)
-    into = f"into the staged copy {copy}"
-    report.plan("restore that dump", into, size=bytes_, seconds=seconds, by=database.RESTORES)
-    proof = "every row and definition against that manifest"
-    report.plan("prove the copy", proof, seconds=seconds / 5, by=database.PROVES)
-    build.plan_others(report, env, chosen)
-    check.plan(report, env)
-    migration.judge(report, env, options.tables.revision, chosen.files)
-    if not stop_first:
-        build.plan_stop(report, env)
-    build.plan_redis_stop(report, env, chosen)
-    kept = f"{copy} becomes {name}; the old {name} is kept as {name}__old_…"
-    report.plan("swap", kept, seconds=0.2, by=[swap_databases])
-    build.plan_start(report, env, chosen)
-    if dump := newest_dump(env, options.source, options.stores):
-        database_server.judge(report, env, dump, jobs)
-    else:
-        hint = "nothing to do: the run judges them before anything live is replaced"
-        value = f"{database_server.EVERYTHING}: there is no earlier dump of {name}"
-        report.warn("not judged in the plan", hint, value=value)
+@dataclass(frozen=True)
+class ExtractionLines:
+    """The lines of a restore that takes the application's database out of a recovered cluster. `system`: those that
+    restore its dump."""
+
+    building: Change[..., BuiltCluster]
+    replay: Change[[ClusterRun, RestoreOption, int], tuple[RestoreOption, Backup]]
+    system: SystemSwap
+
+    @classmethod
+    def plan(
+        cls,
+        report: Report,
+        env: Environment,
+        option: RestoreOption,
+        chosen: Chosen,
+        found: FoundServer,
+        options: RestoreOptions,
+        jobs: int,
+        *,
+        stop_first: bool,
+        advance: bool,
+    ) -> ExtractionLines:
+        """Plan the lines, and judge the live server. The dump does not exist yet, so the newest one in the store stands
+        in for it; the run judges the server again with the right one, before anything live is touched."""
+        bytes_, name = option.extracted_bytes, env.postgres.database
+        dumping = PlannedStep(
+            "dump the database",
+            f"{name} from that copy, with its manifest",
+            bytes_,
+            bytes_ / DUMP_BYTES_PER_SECOND,
+        )
+        replay = cluster.plan_replay(report, env, option, "this", _recover, [dumping])
+        seconds, copy = bytes_ / database.RESTORE_BYTES_PER_SECOND, copy_name(name)
+        steps = (
+            [PlannedStep("restore that dump", f"into the staged copy {copy}", bytes_, seconds)],
+            PlannedStep("prove the copy", "every row and definition against that manifest", seconds=seconds / 5),
+        )
+        revision = options.tables.revision
+        system = SystemSwap.plan(report, env, chosen, found, steps, revision, first=stop_first, advance=advance)
+        if dump := newest_dump(env, options.source, options.stores):
+            database_server.judge(report, env, dump, jobs)
+        else:
+            hint = "nothing to do: the run judges them before anything live is replaced"
+            value = f"{database_server.EVERYTHING}: there is no earlier dump of {name}"
+            report.warn("not judged in the plan", hint, value=value)
+        return cls(cluster.plan_building(env, option), replay, system)
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        system = self.system
+        return [self.building, *system.stopping, self.replay, *system.opening, *system.closing]
+
+
+def _recover(run: ClusterRun, option: RestoreOption, jobs: int) -> tuple[RestoreOption, Backup]:
+    return cluster.recover_to_target(run, option, lambda found, _: (found, _dump(run, found, jobs)))
 
 
 def build_copies(
-    run: ClusterRun, option: RestoreOption, jobs: int, accept: Sequence[str], stack: contextlib.ExitStack
+    carry: Carrier,
+    lines: ExtractionLines,
+    run: ClusterRun,
+    option: RestoreOption,
+    jobs: int,
+    accept: Sequence[str],
+    stack: contextlib.ExitStack,
 ) -> ExtractedCopies:
     """Recover the cluster as a private instance, dump the database from it, restore the dump next to the live database,
     and prove it. `stack` keeps the lock of the database until the swap.
@@ -104,8 +125,8 @@ def build_copies(
     Raises:
         RunbookFailed, VerificationFailed: a copy fails its proof. Nothing live was replaced.
     """
-    report, permit, env = run.report, run.permit, run.env
-    option, backup = cluster.recover_to_target(run, option, lambda found, _: (found, _dump(run, found, jobs)))
+    report, env, system = run.report, run.env, lines.system
+    option, backup = carry(lines.replay, run, option, jobs)
     assert option.replay
     put_away(option.replay.instance)  # its disk space is free for the restore
     failpoint("full restore: database extracted")
@@ -116,10 +137,9 @@ def build_copies(
     # The plan judged the same with another dump.
     report.findings[known:] = [one for one in report.findings[known:] if one not in report.findings[:known]]
     report.fail_if_critical()
-    live = database_server.start_database(report, permit, env, backup, found, jobs)
+    live = system.server.carry_out(carry, backup, found, jobs)
     guard = stack.enter_context(advisory_lock(env.postgres))
-    copies = build.build(report, permit, env, chosen, jobs)
-    build.prove(report, permit, env, chosen, copies, jobs=jobs, strict=run.strict)
+    copies = system.build_copies(carry, chosen, system.build.begin(carry, chosen, jobs), jobs, strict=run.strict)
     run.options.used = option
     gate = DatabaseGate(report, env, option.copy(env.postgres.database, _replaced(option, live)).of_database())
     gate.read_ahead()
@@ -152,15 +172,11 @@ def _dump(run: ClusterRun, option: RestoreOption, jobs: int) -> Backup:
     return replace(backup, manifest=backup.manifest.model_copy(update={"taken": option.newest}))
 
 
-def swap(run: ClusterRun, copies: ExtractedCopies, services: SystemServices, *, advance: bool) -> None:
+def swap(carry: Carrier, lines: ExtractionLines, run: ClusterRun, copies: ExtractedCopies) -> None:
     """Make the copies live by rename.
 
     Raises:
         OpsError: a live part is not the one that was judged.
     """
     chosen = replace(run.chosen, database=copies.option.backup)  # the kept database's comment names it
-    bring_up.swap(
-        *(run.report, run.permit, run.env, copies.guard, services, copies, copies.live, chosen),
-        advance=advance,
-        gate=copies.gate,
-    )
+    lines.system.swap_in(carry, chosen, copies, copies.live, copies.guard, copies.gate)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.postgres.refusals import Starting
@@ -18,27 +18,22 @@ from flows.recovery import gate
 from flows.recovery.destruction import NONE, TARGET
 from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.cluster import ClusterCopies, ClusterRun
+from flows.recovery.full.cluster import ClusterCopies, ClusterLines, ClusterRun
 from flows.recovery.full.database_server import FoundServer, judge_roles, judge_standby, read_presence, redis_role
-from flows.recovery.full.extraction import ExtractedCopies
+from flows.recovery.full.extraction import ExtractedCopies, ExtractionLines
 from flows.recovery.full.login import judge_logins
 from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import RestoreOptions, attempting, require_known
-from flows.recovery.point import build as point_build
 from flows.recovery.point import choice, server_state, swap
 from flows.recovery.restore_option import LOGICAL, PHYSICAL, Replay, RestoreOption
-from flows.recovery.stopped_services import (
-    ClusterServices,
-    SystemServices,
-    read_cluster_services,
-    started_on_failure,
-)
+from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.sources import RedisSource, remembered, report_newer
 from runbook import clock
+from runbook.change import Carrier, Line
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.effect import Effect, seconds_from
-from runbook.guard.permit import Act, Permit
+from runbook.guard.effect import Effect
+from runbook.guard.permit import Act
 from runbook.kinds import Pending
 from runbook.report import Report
 from tasks.backups.catalogue import LATEST, kind_of
@@ -190,66 +185,98 @@ def _with_others(report: Report, env: Environment, given: ClusterParameters, opt
     return chosen
 
 
-def plan(report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> None:
-    """Plan every step, and pin what the run replaces."""
-    option = restore.option
-    stop_first = _stops_first(given, restore)
-    if option.extracted_bytes:
-        extraction.plan(report, env, option, restore.chosen, restore.options, given.jobs, stop_first=stop_first)
-    else:
-        revision = restore.options.tables.revision
-        cluster.plan(report, env, option, restore.chosen, "this", revision, stop_first=stop_first)
-    if given.databases:
-        report.fact("other databases set back too", ", ".join(given.databases))
-    destroyed = restore.replay.target.destruction
-    report.pin_state(TARGET, destroyed.text if destroyed else restore.options.before or "the end of the WAL")
-    pin_database(report, env.postgres, replaced=True, up=restore.found.presence == "up")
-    choose.pin_others(report, env, restore.chosen)
-
-
-def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
-    """The headline of the plan. Its losses are those that a person confirms."""
-    option, chosen = restore.option, restore.chosen
-    up = restore.found.presence == "up"
-    return Effect(
-        choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(env, chosen, restore.found.presence, "" if option.extracted_bytes else "undo-full-restore"),
-        (restore.options.loss, *choose.losses_of_others(chosen)),
-        seconds_from(report.plan_steps, "stop services" if up else ""),
-    )
-
-
 def acts(env: Environment, chosen: Chosen) -> tuple[Act, ...]:
-    """The acts of both methods: the run may fall back to the dump."""
+    """The acts of all lines that may follow: the run may fall back to another base backup, or to the dump."""
     return tuple(dict.fromkeys([*chosen.acts(env), *swap.acts(env)]))
 
 
-def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> bool:
-    """Restore the cluster, or the application's database out of it, from the first base backup that passes its proof.
-    False: none does, and the dump is next.
+@dataclass(frozen=True)
+class ClusterPlan:
+    """How a chosen restore is carried out: its lines, and the rest of its plan."""
 
-    Raises:
-        OpsError: none does, and the dump may not be used; or the swap fails.
-    """
-    while True:
-        option = restore.option
-        with attempting(report, option.backup.name) as attempt, contextlib.ExitStack() as stack:
-            finish = _build(report, permit, env, restore, given, stack)
-            remembering = stack.pop_all()
-        if not attempt.failure:
-            break
-        if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
-            restore.options.tried.add(option.backup.name)
-        restore.option = restore.options.choose()
-        replay = restore.option.replay
-        destroyed = replay.target.destruction if replay and restore.options.rejected else None
-        hint = again_with(restore.option.backup.name, destroyed.end.xid if destroyed else 0)
-        require_confirmed(report, restore.options.loss, hint=hint)
-        if not restore.option.replay:
-            return False
-        restore.chosen = _with_others(report, env, given, restore.option)
-    finish(remembering)
-    return True
+    report: Report
+    env: Environment
+    restore: ClusterRestore
+    given: ClusterParameters
+    procedure: ClusterLines | ExtractionLines
+
+    @classmethod
+    def plan(cls, report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> ClusterPlan:
+        """Plan the lines."""
+        option, chosen, stop_first = restore.option, restore.chosen, _stops_first(given, restore)
+        procedure: ClusterLines | ExtractionLines
+        if option.extracted_bytes:
+            procedure = ExtractionLines.plan(
+                *(report, env, option, chosen, restore.found, restore.options, given.jobs),
+                stop_first=stop_first,
+                advance=given.advance,
+            )
+        else:
+            procedure = ClusterLines.plan(
+                *(report, env, option, chosen, restore.found.services, "this", restore.options.tables.revision),
+                stop_first=stop_first,
+            )
+        return cls(report, env, restore, given, procedure)
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        return self.procedure.lines
+
+    @property
+    def effect(self) -> Effect:
+        """For the plan's headline. Its losses are those that a person confirms."""
+        option, chosen, found = self.restore.option, self.restore.chosen, self.restore.found
+        undo = "" if option.extracted_bytes else "undo-full-restore"
+        return Effect(
+            choose.whole_system(self.env, chosen, option.newest),
+            choose.undo_of(self.env, chosen, found.presence, undo),
+            (self.restore.options.loss, *choose.losses_of_others(chosen)),
+            choose.down_seconds(self.lines, up=found.presence == "up"),
+        )
+
+    def pin(self, report: Report) -> None:
+        """Pin what the run replaces."""
+        restore = self.restore
+        if self.given.databases:
+            report.fact("other databases set back too", ", ".join(self.given.databases))
+        destroyed = restore.replay.target.destruction
+        report.pin_state(TARGET, destroyed.text if destroyed else restore.options.before or "the end of the WAL")
+        pin_database(report, self.env.postgres, replaced=True, up=restore.found.presence == "up")
+        choose.pin_others(report, self.env, restore.chosen)
+
+    def carry_out(self, carry: Carrier) -> bool:
+        """Restore the cluster, or the application's database out of it, from the first base backup that passes its
+        proof. False: none does, and the dump is next.
+
+        Raises:
+            OpsError: none does, and the dump may not be used; or the swap fails.
+        """
+        report, env, restore, given, planned = self.report, self.env, self.restore, self.given, self
+        while True:
+            option = restore.option
+            with attempting(report, option.backup.name) as attempt, contextlib.ExitStack() as stack:
+                finish = _build(carry, planned, stack)
+                remembering = stack.pop_all()
+            if not attempt.failure:
+                break
+            carry.abandon()
+            if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
+                restore.options.tried.add(option.backup.name)
+            restore.option = restore.options.choose()
+            replay = restore.option.replay
+            destroyed = replay.target.destruction if replay and restore.options.rejected else None
+            hint = again_with(restore.option.backup.name, destroyed.end.xid if destroyed else 0)
+            require_confirmed(report, restore.options.loss, hint=hint)
+            if not restore.option.replay:
+                return False
+            restore.chosen = _with_others(report, env, given, restore.option)
+            restore.found = replace(restore.found, presence=read_presence(env)[0])
+            planned = ClusterPlan.plan(report, env, restore, given)
+            report.fail_if_critical()
+            carry.instead(*planned.lines, why=f"{option.backup.name} is not used: {attempt.failure}")
+        finish(remembering)
+        return True
 
 
 Finish = Callable[[contextlib.AbstractContextManager[object]], None]
@@ -257,35 +284,29 @@ Finish = Callable[[contextlib.AbstractContextManager[object]], None]
 
 
 def _finish_cluster(
-    run: ClusterRun,
-    given: ClusterParameters,
-    restore: ClusterRestore,
-    copies: ClusterCopies,
-    services: SystemServices,
-    server: ClusterServices,
+    carry: Carrier, planned: ClusterPlan, lines: ClusterLines, run: ClusterRun, copies: ClusterCopies
 ) -> Finish:
-    report, env = run.report, run.env
+    report, env, chosen = run.report, run.env, planned.restore.chosen
 
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
-        with remembering, cluster.swapping_in(run, copies, services, server):
-            pass
-        cluster.start_cluster(run, copies, services, server)
-        bring_up.start(report, env, copies, services)
-        _report_results(report, env, given, run.chosen, copies.option, services)
-        redis_is_newer = not restore.chosen.redis and not restore.chosen.redis_kept
-        swap.report_follow_up(report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=redis_is_newer)
+        with remembering:
+            lines.swap_in(carry, run, copies)
+        lines.start_cluster(carry, copies)
+        lines.start.carry_out(carry, copies)
+        _report_results(report, env, run.chosen, copies.option, lines.services)
+        redis_is_newer = not chosen.redis and not chosen.redis_kept
+        origin = copies.replay.origin
+        swap.report_follow_up(report, env, origin, lines.server, copies.timeline, redis_is_newer=redis_is_newer)
 
     return finish
 
 
-def _finish_extraction(
-    run: ClusterRun, given: ClusterParameters, copies: ExtractedCopies, services: SystemServices
-) -> Finish:
+def _finish_extraction(carry: Carrier, lines: ExtractionLines, run: ClusterRun, copies: ExtractedCopies) -> Finish:
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
-        with remembering, started_on_failure(services):
-            extraction.swap(run, copies, services, advance=given.advance)
-        bring_up.start(run.report, run.env, copies, services)
-        _report_results(run.report, run.env, given, run.chosen, copies.option, services)
+        with remembering:
+            extraction.swap(carry, lines, run, copies)
+        lines.system.start.carry_out(carry, copies)
+        _report_results(run.report, run.env, run.chosen, copies.option, lines.system.services)
 
     return finish
 
@@ -300,47 +321,40 @@ def _is_to_the_end(restore: ClusterRestore) -> bool:
     return not restore.replay.target.destruction and restore.options.before in ("", NONE)
 
 
-def _build(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    restore: ClusterRestore,
-    given: ClusterParameters,
-    stack: contextlib.ExitStack,
-) -> Finish:
+def _build(carry: Carrier, planned: ClusterPlan, stack: contextlib.ExitStack) -> Finish:
     """Build and prove the copies. Until `stack` is closed, a run after a killed one takes the same source of Redis's
     data."""
-    option, up = restore.option, restore.found.presence == "up"
-    services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
-    replaces, survivor = restore.found.presence != "absent", restore.chosen.redis_survivor
+    report, env, restore, given, lines = (
+        *(planned.report, planned.env, planned.restore),
+        *(planned.given, planned.procedure),
+    )
+    services = lines.services if isinstance(lines, ClusterLines) else lines.system.services
+    up, survivor = restore.found.presence == "up", restore.chosen.redis_survivor
     stack.enter_context(remembered(env, survivor or restore.chosen.redis_kept, services.swapped))
-    building = _build_ahead(env, restore, stack)  # while the services stop, and the newest WAL is shipped
-    with started_on_failure(services):
-        if _stops_first(given, restore):
-            services.stop()
-        if restore.chosen.redis_survivor:
-            services.stop_redis()
-        restore.chosen = choose.captured(report, permit, env, restore.chosen, services.redis_live)
-        parts = ClusterRun(
-            *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces),
-            settings=server_state.read_live_settings(env),
-        )
-        if option.extracted_bytes:
-            if up and _is_to_the_end(restore):
-                _hold_writes(report, env, stack)
-            option = _newest(report, env, given, restore, building)
-            extracted = extraction.build_copies(parts, option, given.jobs, given.accept, stack)
-            return _finish_extraction(parts, given, extracted, services)
-        server = read_cluster_services(report, env)
-        with started_on_failure(server):
-            if _stops_first(given, restore):
-                server.last = services.last
-                before = gate.before_of(restore.replay.stop)
-                parts = replace(parts, fenced=gate.fence_cluster(report, env, server, given.source, before))
-            option = _newest(report, env, given, restore, building)
-            with contextlib.nullcontext() if parts.fenced or not up else advisory_lock(env.postgres):
-                copies = cluster.build_copies(parts, option)
-    return _finish_cluster(parts, given, restore, copies, services, server)
+    # While the services stop, and the newest WAL is shipped.
+    building = cluster.begin_building(carry, lines.building, env, restore.replay)
+    run = ClusterRun(
+        *(report, env, restore.options, restore.chosen, given.strict, given.databases),
+        replaces=restore.found.presence != "absent",
+        settings=server_state.read_live_settings(env),
+    )
+    if isinstance(lines, ExtractionLines):
+        restore.chosen = lines.system.stop_first(carry, restore.chosen)
+        run = replace(run, chosen=restore.chosen)
+        if up and _is_to_the_end(restore):
+            _hold_writes(report, env, stack)
+        option = _newest(report, env, given, restore, building)
+        extracted = extraction.build_copies(carry, lines, run, option, given.jobs, given.accept, stack)
+        return _finish_extraction(carry, lines, run, extracted)
+    if lines.stop_first:
+        before = gate.before_of(restore.replay.stop)
+        run = replace(run, fenced=carry(lines.stop, given.source, before))
+        restore.chosen = lines.parts.capture(carry, restore.chosen)
+        run = replace(run, chosen=restore.chosen)
+    option = _newest(report, env, given, restore, building)
+    with contextlib.nullcontext() if run.fenced or not up else advisory_lock(env.postgres):
+        copies = cluster.build_copies(carry, lines, run, option)
+    return _finish_cluster(carry, planned, lines, run, copies)
 
 
 def _hold_writes(report: Report, env: Environment, stack: contextlib.ExitStack) -> None:
@@ -371,23 +385,9 @@ def _newest(
     return replace(option, replay=replace(option.replay, building=building))
 
 
-def _build_ahead(env: Environment, restore: ClusterRestore, stack: contextlib.ExitStack) -> Pending[BuiltCluster]:
-    """Begin to build the data directory, which does not depend on the newest WAL. A run that fails waits for its end:
-    the next attempt uses the same directory."""
-    building = point_build.begin(env, restore.replay.instance, restore.replay.origin)
-
-    def wait() -> None:
-        with contextlib.suppress(Exception):  # it was raised where it was used
-            building.result()
-
-    stack.callback(wait)
-    return building
-
-
 def _report_results(
     report: Report,
     env: Environment,
-    given: ClusterParameters,
     chosen: Chosen,
     option: RestoreOption,
     services: SystemServices,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
-from runbook.kinds import permitted_by
+from runbook.guard.permit import PlannedStep
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.application.staged_files import FilesCopy
 from tasks.backups import entries as listing
@@ -27,9 +28,10 @@ def uses_alembic(env: Environment, files: Backup | None, revision: str) -> bool:
     return bool(revision) or live or bool(files and packs_alembic(env.application, files))
 
 
-def judge(report: Report, env: Environment, revision: str, files: Backup | None) -> None:
+def judge(report: Report, env: Environment, revision: str, files: Backup | None) -> PlannedStep | None:
     """Judge whether the migrations can run on the copy: Alembic's Python, its scripts, one head, a known revision; or
     another tool's command. The scripts are those that will be live: the files backup's where it contains the backend.
+    Returns the planned step, None where nothing migrates it.
 
     Args:
         revision: the backup's; empty where it has none, or where it is not known yet
@@ -38,14 +40,13 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
         program = env.application.migrate_command[0]
         _judge_program(report, env, files, "migrate_command", program)
         how = f"{' '.join(env.application.migrate_command)}; meanwhile the live database refuses changes of its schema"
-        report.plan("migrate the copy", how, by=[run_command])
-        return
+        return PlannedStep("migrate the copy", how)
     if not uses_alembic(env, files, revision):
         report.fact("migrations", "none: the environment has no Alembic and no [application] migrate_command")
         if revision:
             hint = "set [application] backend_directory and python, or migrate after the restore"
             report.warn("migrations", hint, value=f"the backup stays at revision {revision}")
-        return
+        return None
     _judge_program(report, env, files, "python", env.application.python)
     try:
         pending = _heads(env, files).pending(revision)
@@ -57,10 +58,16 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
             value=error.message,
             expected=f"one head, and revision {revision or 'none'} known",
         )
-        return
+        return None
     names = ", ".join(script.revision for script in pending) or "nothing pending"
     how = f"alembic upgrade head, from {revision or 'no revision'}: {names}"
-    report.plan("migrate the copy", how, by=[upgrade])
+    return PlannedStep("migrate the copy", how)
+
+
+def action_of(env: Environment) -> Bound[..., Any]:
+    """Return the action that migrates a database."""
+    action: Bound[..., Any] = upgrade.bind(env.postgres, env.application)
+    return run_command.bind(env.postgres, env.application) if env.application.migrate_command else action
 
 
 def _heads(env: Environment, files: Backup | None) -> MigrationHeads:
@@ -86,14 +93,7 @@ def _judge_program(report: Report, env: Environment, files: Backup | None, key: 
 
 
 def migrate(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    database: str,
-    files: FilesCopy | None,
-    *,
-    revision: str,
-    after: object,
+    report: Report, env: Environment, database: str, files: FilesCopy | None, *, revision: str
 ) -> MigratedDatabase | None:
     """Migrate the copy with the code that will run on it. None: nothing changed.
 
@@ -109,8 +109,7 @@ def migrate(
     backend = files.path / inside if files and inside is not None else Path(application.backend_directory)
     if application.migrate_command:
         try:
-            with permitted_by(permit, after=after):
-                done = run_command.bind(env.postgres, application)(database, backend)
+            done = run_command.bind(env.postgres, application)(database, backend)
         except MigrationFailed as error:
             _report_failure(report, error)
             raise
@@ -119,8 +118,7 @@ def migrate(
         return done
     if not application.backend_directory or not (revision or (backend / INI).is_file()):
         return None
-    with permitted_by(permit, after=after):
-        done = upgrade.bind(env.postgres, application)(database, backend_directory=backend)
+    done = upgrade.bind(env.postgres, application)(database, backend_directory=backend)
     return done if report_revision(report, done) else None
 
 

@@ -14,7 +14,6 @@ from flows.database import restore_steps as database
 from flows.database.waiting_commits import reattaching
 from flows.store import store_for
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.wait import until
 from tasks.backups.catalogue import Backup, find_backup
@@ -97,9 +96,7 @@ def move_away(env: Environment, others: tuple[str, ...] | None) -> str:
     return f"{first}, then mv {env.postgres.data_directory} {env.postgres.data_directory}.damaged and run this again"
 
 
-def start_server(
-    report: Report, permit: Permit, env: Environment, backup: Backup, others: tuple[str, ...] | None
-) -> bool:
+def start_server(report: Report, env: Environment, backup: Backup, others: tuple[str, ...] | None) -> bool:
     """Start a server that was down. Returns whether its data directory had to be replaced by a new cluster.
 
     The data directory is replaced only if the server's log names damage and the server has no other database; it is
@@ -124,15 +121,15 @@ def start_server(
     )
     database.judge_requirements(report, read_offline_requirements(env.postgres, content_in(backup), absent=True))
     report.fail_if_critical()
-    create_and_start(report, permit, env)
+    create_and_start(report, env)
     return True
 
 
-def create_and_start(report: Report, permit: Permit, env: Environment) -> None:
+def create_and_start(report: Report, env: Environment) -> None:
     """A new cluster in the place of the data directory, started."""
     stop_services(env.services, [env.postgres.service])
     _leave_receiver(report, env)
-    create_cluster(permit, env.postgres)
+    create_cluster.bind(env.postgres)()
     start_and_wait(env)
 
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from blocks.environment import START_ORDER, Environment, Stores
 from flows.application.files_gate import FilesSource
-from flows.recovery.full import bring_up, build, choose
+from flows.recovery.full import bring_up, choose
 from flows.recovery.full.choose import OtherParts
-from flows.recovery.full.database_server import FoundServer, judge_roles, redis_role
-from flows.recovery.stopped_services import SystemServices, started_on_failure
+from flows.recovery.full.database_server import judge_roles, redis_role
+from flows.recovery.full.parts import UNTOUCHED, PartLines, prove_others
+from flows.recovery.stopped_services import SystemServices, plan_stop
 from flows.redis.restore.sources import RedisSource, remembered
-from flows.redis.restore.steps import plan_detaching
 from flows.store import store_for
 from runbook import clock
+from runbook.change import Carrier, Change, Line, carrying_out
 from runbook.errors import OpsError
-from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.guard.permit import Permit
+from runbook.guard.effect import Effect, back_to
 from runbook.report import Report
-from tasks.application.staged_files import swap_files
 from tasks.backups.catalogue import LATEST, find_backup, kind_of
 from tasks.backups.manifest import Kind
-from tasks.host.services import read_services
-from tasks.redis.restore.swap import swap_redis
+from tasks.host.services import ServiceStates, read_services
 
 
 def restore(
@@ -54,12 +54,72 @@ def restore(
         report.fail_if_critical()
         report.outcome = _nothing(env, chosen)
         return
-    _plan(report, env, chosen, stop_services)
-    choose.pin_others(report, env, chosen)
-    permit = report.permit(*chosen.acts(env), effect=_effect(report, chosen))
-    report.fail_if_critical()
-    services = bring_up.system_services(report, permit, env, chosen, FoundServer("absent", states, None), permit)
-    _carry_out(report, permit, env, chosen, services, stop_services)
+    first = stop_services == "first" or bool(chosen.redis_survivor)
+    planned = OthersRestore.plan(report, env, chosen, states, first=first)
+    pins = [lambda report: choose.pin_others(report, env, chosen)]
+    with carrying_out(report, *planned.lines, effect=_effect(chosen, planned.lines), pins=pins) as carry:
+        planned.carry_out(carry)
+
+
+@dataclass(frozen=True)
+class OthersRestore:
+    """The lines of a restore of Redis and the files. `first`: the services stop before the copies are built."""
+
+    report: Report
+    env: Environment
+    chosen: OtherParts
+    services: SystemServices
+    first: bool
+    stop: Change[[], None]
+    parts: PartLines
+    start: bring_up.SystemStart
+
+    @classmethod
+    def plan(
+        cls, report: Report, env: Environment, chosen: OtherParts, states: ServiceStates, *, first: bool
+    ) -> OthersRestore:
+        """Plan the lines."""
+        services = bring_up.system_services(report, env, chosen, states)
+        return cls(
+            *(report, env, chosen, services, first),
+            plan_stop(services, services.stop, services.roles, seconds=2, begun=UNTOUCHED),
+            PartLines.plan(report, env, chosen, services),
+            bring_up.SystemStart.plan(report, env, chosen, services),
+        )
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        parts, stop = self.parts, [self.stop]
+        early = [*stop, *parts.early] if self.first else []
+        late = [*([] if self.first else stop), *parts.late]
+        return [*early, *parts.builds, *late, *parts.swaps, *self.start.lines]
+
+    def carry_out(self, carry: Carrier) -> None:
+        """Build and prove the copies, swap them in, and start the services.
+
+        Raises:
+            LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
+            RunbookFailed, OpsError: a copy fails its proof, or a service does not start.
+        """
+        report, env, chosen, services = self.report, self.env, self.chosen, self.services
+        with remembered(env, chosen.redis_survivor or chosen.redis_kept, services.swapped):
+            if self.first:
+                carry(self.stop)
+            chosen = self.parts.capture(carry, chosen)
+            wait = self.parts.begin(carry, chosen)
+            copies = wait()
+            prove_others(report, env, chosen, copies)
+            if not self.first:
+                carry(self.stop)
+            self.parts.stop_late(carry)
+            self.parts.swap(carry, copies, chosen)
+            report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
+        self.start.carry_out(carry, copies)
+        bring_up.judge_time(report, env)
+        moment = min(backup.manifest.taken for backup in chosen.backups)
+        bring_up.report_lost_writes(report, env, moment, services)
+        bring_up.finish(report, chosen)
 
 
 def _moment(env: Environment, wanted: str, source: Stores) -> datetime:
@@ -82,57 +142,13 @@ def _nothing(env: Environment, chosen: OtherParts) -> str:
     return f"nothing to restore: there is no backup of a part of {env.name}"
 
 
-def _plan(report: Report, env: Environment, chosen: OtherParts, when: str) -> None:
-    first = when == "first" or bool(chosen.redis_survivor)
-    if first:
-        build.plan_stop(report, env)
-    build.plan_others(report, env, chosen)
-    if chosen.redis_topology:
-        plan_detaching(report, env, chosen.redis_topology)
-    if not first:
-        build.plan_stop(report, env)
-    build.plan_redis_stop(report, env, chosen)
-    live = [env.redis.data_directory] if chosen.redis or chosen.redis_survivor else []
-    live += [env.application.directory] if chosen.files else []
-    kept = f"{', '.join(live)}: the old data is kept next to it as .superseded_…"
-    report.plan("swap", kept, seconds=0.1, by=[swap_redis, swap_files])
-    build.plan_start(report, env, chosen)
-
-
-def _effect(report: Report, chosen: OtherParts) -> Effect:
+def _effect(chosen: OtherParts, lines: Sequence[Line[..., Any]]) -> Effect:
     what = [
         back_to("Redis", chosen.redis.manifest.taken) if chosen.redis else "",
         f"Redis has the data of {chosen.redis_survivor.name}" if chosen.redis_survivor else "",
         f"the files go back to {clock.short(chosen.files.manifest.taken)}" if chosen.files else "",
     ]
-    down = seconds_from(report.plan_steps, "stop services")
+    down = choose.down_seconds(lines, up=True)
     return Effect(
         ", ".join(filter(None, what)), ", ".join(choose.undo_of_others(chosen)), choose.losses_of_others(chosen), down
     )
-
-
-def _carry_out(
-    report: Report, permit: Permit, env: Environment, chosen: OtherParts, services: SystemServices, when: str
-) -> None:
-    survivor = chosen.redis_survivor
-    with remembered(env, survivor or chosen.redis_kept, services.swapped), started_on_failure(services):
-        if when == "first" or survivor:
-            services.stop()
-        if survivor:
-            services.stop_redis()
-        chosen = choose.captured(report, permit, env, chosen, services.redis_live)
-        copies = build.build_others(permit, env, chosen)
-        build.prove_others(report, env, chosen, copies)
-        services.stop()
-        services.stop_redis()
-        bring_up.swap_others(report, permit, env, services, copies, chosen)
-        report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
-    bring_up.prepare_redis(report, env, copies, services)
-    started = bring_up.start_application(env, copies, services, after=services.last)
-    bring_up.report_started(report, env, copies, services, started)
-    services.last = bring_up.report_application(report, env, started)
-    bring_up.report_attached(report, env, services, started)
-    bring_up.judge_time(report, env)
-    moment = min(backup.manifest.taken for backup in chosen.backups)
-    bring_up.report_lost_writes(report, env, moment, services)
-    bring_up.finish(report, chosen)

@@ -6,98 +6,120 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from blocks.environment import START_ORDER, Environment
 from flows.database.gate import gate_of_backup
-from flows.recovery.full import bring_up, build, cluster, database_server
+from flows.recovery.full import cluster
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.cluster import ClusterCopies, ClusterRun
-from flows.recovery.full.database_server import FoundServer
+from flows.recovery.full.cluster import ClusterLines, ClusterRun
+from flows.recovery.full.dump import DumpRestore
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import RestoreOption
-from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
+from flows.recovery.stopped_services import SystemServices
+from runbook.change import Carrier, Change, Line
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
 from runbook.report import Report
+from tasks.application.endpoint import Sent, send_users
 from tasks.host.services import read_services
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.restore.swap import advisory_lock
-from tasks.postgres.server.server import presence
 
 Finish = Callable[[Loss], SystemServices]
 """Makes proven copies live, with the loss that the gate measured."""
 
 
 @dataclass(frozen=True)
-class Region:
-    """What both recoveries need: the target region, the permit and the chosen backups."""
+class RegionRestore:
+    """The lines of a region's recovery. `send`: users are sent here, after everything is proven."""
 
     report: Report
-    permit: Permit
     env: Environment
     options: RestoreOptions
     option: RestoreOption
     chosen: Chosen
-    strict: bool = False
+    strict: bool
+    procedure: ClusterLines | DumpRestore
+    send: Change[[], Sent]
 
+    @classmethod
+    def plan(
+        cls,
+        report: Report,
+        env: Environment,
+        options: RestoreOptions,
+        option: RestoreOption,
+        chosen: Chosen,
+        *,
+        strict: bool,
+    ) -> RegionRestore:
+        """Plan the lines."""
+        procedure: ClusterLines | DumpRestore
+        if option.replay:
+            found = read_services(env.services, env.services_in(START_ORDER))
+            procedure = ClusterLines.plan(report, env, option, chosen, found, "the old region's")
+        else:
+            jobs = check_jobs(0)
+            procedure = DumpRestore.plan(report, env, chosen, jobs=jobs, stop_services="at_swap", strict=strict)
+        send = Change(
+            send_users.bind(env.endpoint, env.application),
+            "send users here",
+            f"{env.endpoint.file}: {env.application.url}, after everything is proven",
+        )
+        return cls(report, env, options, option, chosen, strict, procedure, send)
 
-def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen) -> None:
-    """Plan every step of a recovery."""
-    if option.replay:
-        cluster.plan(report, env, option, chosen, "the old region's")
-    else:
-        build.plan(report, env, chosen, database_server.judge(report, env, chosen.database), "at_swap")
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return them in order."""
+        return [*self.procedure.lines, self.send]
 
+    def prepare(self, carry: Carrier, stack: contextlib.ExitStack) -> Finish:
+        """Build and prove the copies. Returns the function that makes them live. Locks are on `stack`.
 
-def prepare(region: Region, stack: contextlib.ExitStack) -> Finish:
-    """Build and prove the copies. Returns the function that makes them live. Locks and services are on `stack`.
+        Raises:
+            RunbookFailed, VerificationFailed: a copy fails its proof.
+        """
+        if isinstance(self.procedure, ClusterLines):
+            return self._prepare_cluster(carry, self.procedure)
+        return self._prepare_dump(carry, self.procedure, stack)
 
-    Raises:
-        RunbookFailed, VerificationFailed: a copy fails its proof.
-    """
-    return _prepare_cluster(region) if region.option.replay else _prepare_dump(region, stack)
+    def _prepare_cluster(self, carry: Carrier, lines: ClusterLines) -> Finish:
+        report, env, option = self.report, self.env, self.option
+        assert option.replay
+        run = ClusterRun(report, env, self.options, self.chosen, self.strict)
+        building = cluster.begin_building(carry, lines.building, env, option.replay)
+        copies = cluster.build_copies(
+            carry, lines, run, replace(option, replay=replace(option.replay, building=building))
+        )
 
+        def finish(loss: Loss) -> SystemServices:
+            lines.swap_in(carry, replace(run, measured=loss), copies)
+            report_in_place(report, env, lines.services.kept)
+            lines.start_cluster(carry, copies)
+            report.fact("timeline", f"{copies.timeline}; only this region has its WAL")
+            lines.start.carry_out(carry, copies)
+            return lines.services
 
-def _prepare_cluster(region: Region) -> Finish:
-    run = ClusterRun(region.report, region.permit, region.env, region.options, region.chosen, region.strict)
-    copies = cluster.build_copies(run, region.option)
-    return lambda loss: _make_cluster_live(replace(run, measured=loss), copies)
+        return finish
 
+    def _prepare_dump(self, carry: Carrier, lines: DumpRestore, stack: contextlib.ExitStack) -> Finish:
+        report, env, chosen, system = self.report, self.env, self.chosen, lines.system
+        report.fail_if_critical()
+        live = system.server.carry_out(carry, chosen.database, lines.found, lines.jobs)
+        system.services.last = live
+        guard = stack.enter_context(advisory_lock(env.postgres))
+        filling = system.build.begin(carry, chosen, lines.jobs)
+        copies = system.build_copies(carry, chosen, filling, lines.jobs, strict=self.strict)
 
-def _make_cluster_live(run: ClusterRun, copies: ClusterCopies) -> SystemServices:
-    report, permit, env = run.report, run.permit, run.env
-    found = FoundServer(presence(env.postgres), read_services(env.services, env.services_in(START_ORDER)), None)
-    services = bring_up.system_services(report, permit, env, run.chosen, found, last=copies)
-    server = read_cluster_services(report, env)
-    with cluster.swapping_in(run, copies, services, server):
-        report_in_place(report, env, services.kept)
-        cluster.start_cluster(run, copies, services, server)
-        report.fact("timeline", f"{copies.timeline}; only this region has its WAL")
-    bring_up.start(report, env, copies, services)
-    return services
+        def finish(loss: Loss) -> SystemServices:
+            gate = gate_of_backup(report, env, chosen.database, live.oid)
+            system.swap_in(carry, chosen, copies, live, guard, gate)
+            report.loses(loss)
+            report_in_place(report, env, system.services.kept)
+            system.start.carry_out(carry, copies)
+            return system.services
 
-
-def _prepare_dump(region: Region, stack: contextlib.ExitStack) -> Finish:
-    report, permit, env, chosen = region.report, region.permit, region.env, region.chosen
-    workers = check_jobs(0)
-    found = database_server.judge(report, env, chosen.database)
-    report.fail_if_critical()
-    live = database_server.start_database(report, permit, env, chosen.database, found)
-    guard = stack.enter_context(advisory_lock(env.postgres))
-    services = bring_up.system_services(report, permit, env, chosen, found, last=live)
-    stack.enter_context(started_on_failure(services))
-    copies = build.build(report, permit, env, chosen, workers)
-    build.prove(report, permit, env, chosen, copies, jobs=workers, strict=region.strict)
-
-    def finish(loss: Loss) -> SystemServices:
-        gate = gate_of_backup(report, env, chosen.database, live.oid)
-        bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=False, gate=gate)
-        report.loses(loss)
-        report_in_place(report, env, services.kept)
-        bring_up.start(report, env, copies, services)
-        return services
-
-    return finish
+        return finish
 
 
 def report_in_place(report: Report, env: Environment, kept: list[str]) -> None:

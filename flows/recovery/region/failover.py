@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, get_args
 
 from pydantic import Field
@@ -23,26 +24,28 @@ from flows.launch import add_confirmation, launch
 from flows.loss import again_with, require_confirmed
 from flows.pinned import pin_database
 from flows.recovery.full import choose
+from flows.recovery.full.parts import UNTOUCHED
 from flows.recovery.full.start import judge_lost_databases
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.point.server_state import judge_slots
-from flows.recovery.region import build, gate, summary
-from flows.recovery.region.build import Region
+from flows.recovery.region import gate, summary
+from flows.recovery.region.build import RegionRestore
 from flows.recovery.region.summary import RegionPhases
 from flows.recovery.restore_option import RestoreOption
 from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
+from runbook.change import Carrier, carrying_out
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.application.endpoint import SEND, send_users
+from tasks.application.endpoint import SEND
 from tasks.backups.catalogue import LATEST
 from tasks.failover.fencing import Fencing, named_person
 from tasks.failover.region import find_region
@@ -118,34 +121,36 @@ def region_failover(
             options = RestoreOptions(report, env, source, backup, timeline=timeline)
             parts = Parts(without, tuple(accept))
             option, chosen = _choose(report, env, options, fence, parts)
-        build.plan(report, env, option, chosen)
-        users = f"{env.endpoint.file}: {env.application.url}, after everything is proven"
-        report.plan("send users here", users, by=[send_users])
-        pin_database(report, env.postgres)
+        planned = RegionRestore.plan(report, env, options, option, chosen, strict=strict)
         loss = gate.measure.work(old, option, env.postgres.database)
-        if option.replay:
-            end = option.copy(env.postgres.database).end
-            report.pin_state("recovered WAL", option.replay.origin.chain.timeline.number, written=end)
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
             (loss, *_judge_others(report, env, source, option, chosen)),
-            seconds_from(report.plan_steps, ""),
+            seconds_from([step for one in planned.lines for step in one.planned], ""),
         )
-        permit = report.permit(*_acts(env, chosen), effect=effect)
-        report.state_is("nothing serves here, and no user is sent here", "fix the findings above, then run this again")
-        fence.judge(report, "after the confirmation")
-        services, loss = _restore(report, permit, env, options, option, chosen, parts, phases, fence, strict=strict)
-        with phases.of("switch"):
-            fence.judge(report, "before users are sent here", services.last)
-            sent = send_users.after(services.last)(permit, env.endpoint, env.application)
-        report.state_is(f"users are sent to {env.name}", "fix the findings above; do not run this again")
+        pins = [partial(pin_database, postgres=env.postgres), partial(_pin_wal, env, option)]
+        following = _acts(env, chosen)
+        with carrying_out(report, *planned.lines, effect=effect, pins=pins, may_follow=following) as carry:
+            report.state_is("nothing serves here, and no user is sent here", UNTOUCHED.hint)
+            fence.judge(report, "after the confirmation")
+            planned, services, loss = _restore(carry, planned, parts, phases, fence)
+            with phases.of("switch"):
+                fence.judge(report, "before users are sent here", services.last)
+                sent = carry(planned.send)
+            report.state_is(f"users are sent to {env.name}", "fix the findings above; do not run this again")
         summary.report_switch(report, env, sent)
         summary.report_loss(report, env, old, options.used or option, loss)
         phases.report_results(report, env)
         summary.report_follow_up(report, env, old)
         report.outcome = f"{env.name} serves, and users are sent to it"
     return report
+
+
+def _pin_wal(env: Environment, option: RestoreOption, report: Report) -> None:
+    if option.replay:
+        end = option.copy(env.postgres.database).end
+        report.pin_state("recovered WAL", option.replay.origin.chain.timeline.number, written=end)
 
 
 def _judge_others(
@@ -194,50 +199,46 @@ def _choose(
 
 
 def _restore(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    options: RestoreOptions,
-    option: RestoreOption,
-    chosen: choose.Chosen,
-    parts: Parts,
-    phases: RegionPhases,
-    fence: Fence,
-    *,
-    strict: bool,
-) -> tuple[SystemServices, Loss]:
-    """Restore from the first option that passes its proof. Returns the loss too.
+    carry: Carrier, planned: RegionRestore, parts: Parts, phases: RegionPhases, fence: Fence
+) -> tuple[RegionRestore, SystemServices, Loss]:
+    """Restore from the first option that passes its proof. Returns its plan, and the loss too.
 
     Raises:
         OpsError: none does.
         LossExceeded: more would be lost than was confirmed. Nothing here was replaced.
     """
+    report, env, options = planned.report, planned.env, planned.options
     choice.ship_rest(report, env)
     while True:
-        ready = contextlib.ExitStack()
+        ready, option = contextlib.ExitStack(), planned.option
         with (
             phases.of("build and proof"),
             attempting(report, option.backup.name) as attempt,
             contextlib.ExitStack() as stack,
         ):
-            finish = build.prepare(Region(report, permit, env, options, option, chosen, strict), stack)
+            finish = planned.prepare(carry, stack)
             ready = stack.pop_all()
         if not attempt.failure:
             break
+        carry.abandon()
         options.tried.add(option.backup.name)
+        why = f"{option.backup.name} is not used: {attempt.failure}"
         option = options.choose()
         again = again_with(option.backup.name)
         require_confirmed(report, gate.measure(fence.old, option, env.postgres.database), hint=again)
         chosen = parts.choose(report, env, option)
         require_confirmed(report, *_judge_others(report, env, options.source, option, chosen), hint=again)
-    options.used = options.used or option
+        planned = RegionRestore.plan(report, env, options, option, chosen, strict=planned.strict)
+        report.fail_if_critical()
+        carry.instead(*planned.lines, why=why)
+    options.used = options.used or planned.option
     with ready, phases.of("bring up"):
         fencing = fence.judge(report, "before the data is made live")
         loss = gate.pass_region(report, env, fence.old, options.used, fencing)
         services = finish(loss)
-    mark_verified(report, option.backup)
+    mark_verified(report, planned.option.backup)
     report.fail_if_critical()
-    return services, loss
+    return planned, services, loss
 
 
 def main() -> int:

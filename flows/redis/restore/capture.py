@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from flows import store as stores
 from flows.loss import require_confirmed
 from flows.redis.backup import keep_live, seal
 from flows.redis.restore.findings import report_no_checksum
-from flows.redis.restore.steps import UNTOUCHED, judge_preconditions, judge_stoppable
+from flows.redis.restore.steps import judge_preconditions, judge_stoppable
 from runbook import metrics
 from runbook.change import Change, State
 from runbook.errors import VerificationFailed
@@ -21,7 +20,6 @@ from runbook.files import inside
 from runbook.guard.loss import Loss
 from runbook.report import Report, Status
 from runbook.units import size
-from tasks.backups import publishing
 from tasks.backups.catalogue import KEPT, Backup
 from tasks.host.disk import read_disk
 from tasks.redis.backup.live_aof import snapshot_stopped_aof
@@ -70,13 +68,6 @@ def judge_gap(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
         hint = "expect inconsistencies: Redis is newer than the database. Name prefixes made anew in drop_prefixes"
         gap = abs((copy.moment - moment).total_seconds())
         report.judge(metrics.BACKUP_GAP, gap, hint, of="redis (surviving copy)", worst=Status.WARN)
-
-
-def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
-    """Plan the capture and the staged copy."""
-    (capture_step,), (build_step,) = capturing(report, env, copy, UNTOUCHED).planned, building(env, copy).planned
-    report.plan_steps.append(replace(capture_step, by=(publishing.publish.name,)))
-    report.plan_steps.append(replace(build_step, by=(build_redis_copy.name,)))
 
 
 def capturing(

@@ -17,6 +17,7 @@ from typing import Literal
 from blocks.environment import Environment
 from flows import store as stores
 from runbook import clock
+from runbook.change import Check
 from runbook.files import record
 from runbook.guard.loss import Loss
 from runbook.next import Next
@@ -313,12 +314,12 @@ def report_newer(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
     )
 
 
-def plan_kept(report: Report, copy: SurvivingCopy) -> None:
-    """Plan that the master stays as it is."""
-    report.plan(
+def plan_kept(report: Report, env: Environment, copy: SurvivingCopy) -> Check[[object], None]:
+    """Plan that the master stays as it is, and the proof of that after the application's start."""
+    return Check(
+        lambda started: judge_kept_master(report, env, copy, after=started),
         "keep Redis as it serves",
         f"{copy.where}, {copy.all_keys:,} keys: it is neither stopped nor restored",
-        by=[find_change],
     )
 
 

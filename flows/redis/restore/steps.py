@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
@@ -21,7 +20,7 @@ from tasks.redis.restore.final_save import has_lost_directory, judge_final_save
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.place import Precondition, judge_stop
 from tasks.redis.restore.swap import SwappedRedis
-from tasks.redis.topology.isolation import attach, detach, wait_for_followers
+from tasks.redis.topology.isolation import attach, wait_for_followers
 from tasks.redis.topology.refusing_servers import find_refusing_servers
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -110,13 +109,6 @@ def building(env: Environment, backup: Backup, fitness: RedisFitness) -> Change[
         more=[PlannedStep("prove", proof)],
         begun=UNTOUCHED,
     )
-
-
-def plan_detaching(report: Report, env: Environment, around: ReplicationTopology) -> None:
-    """Plan to detach the other servers and the Sentinels until the new data is proven, and check the rights for it."""
-    judge_detaching(report, env, around)
-    for number, step in enumerate(detach_steps(env, around)):
-        report.plan_steps.append(replace(step, by=(detach.name,), shared=number > 0))
 
 
 def judge_detaching(report: Report, env: Environment, around: ReplicationTopology) -> None:

@@ -13,7 +13,7 @@ from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.failpoint import failpoint
 from runbook.files import inside
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.cluster.configuration import (
     ServerConfiguration,
@@ -31,13 +31,12 @@ NOBODY = "nobody"
 LOCALE = "C.UTF-8"
 
 
-@action
-def create_cluster(permit: Permit, postgres: Postgres) -> Path:
+@action(of=lambda postgres: Act(REPLACE, postgres.database))
+def create_cluster(postgres: Postgres) -> Path:
     """`initdb` into a staged directory with checksums and the administrator's password, then rename it into place.
 
     An existing data directory is renamed, never deleted. Its configuration stays.
     """
-    permit.require(REPLACE, postgres.database)
     data = Path(postgres.data_directory).resolve()  # keep a link: it leads to the chosen disk
     staged = data.with_name(data.name + NEW)
     if staged.exists():
