@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
-from runbook.kinds import Bound, Pending, UnderWay, carried
+from runbook.kinds import Bound, Pending, UnderWay, carried, permitted_by
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.submitted import give_up
@@ -177,15 +177,27 @@ class Carrier:
         for number in self._start(line):
             logger().info("%s", f"{self.report.step_log.name(number, self.report.plan_steps)}: skipped: {why}")
 
-    def put_back(self) -> None:
-        """Put back what was stopped, the last first, unless the new state is final. A failure here is reported, and
-        does not hide the one that led here."""
-        for change in reversed([] if self._is_final else self._begun):
+    def skip_until(self, line: Line[..., Any], why: str) -> None:
+        """Leave out what was not begun of the lines before this one."""
+        for one in self.lines[: self.lines.index(line)]:
+            if one not in self._started:
+                self.skip(one, why)
+
+    def put_back(self) -> bool:
+        """Put back what was stopped, the last first and each once, unless the new state is final. A reverse may do what
+        its change may. A failure here is reported, and does not hide the one that led here. Returns whether all of it
+        was put back."""
+        begun, self._begun = [] if self._is_final else self._begun, []
+        all_back = True
+        for change in reversed(begun):
             if change.reverse:
                 try:
-                    change.reverse()
+                    with permitted_by(Permit(self.report.environment, change.acts)):
+                        change.reverse()
                 except OpsError as error:
                     self.report.fail(f"not put back: {change.step}", error.hint, value=error.message)
+                    all_back = False
+        return all_back
 
     def require_complete(self) -> None:
         """Raises Miscarried if a line was neither carried out nor skipped, or nobody waited for its end."""
