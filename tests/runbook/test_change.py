@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -258,6 +258,41 @@ def test_what_cannot_be_put_back_is_reported_and_hides_nothing() -> None:
         carry_out(report, [stopping, burning], stopping, burning)
     (found,) = report.findings
     assert (found.name, found.value, found.hint) == ("not put back: stop", "a does not start", "look into its log")
+
+
+def test_what_is_put_back_may_do_what_its_change_may_and_nothing_else() -> None:
+    def reverse(house: str) -> Callable[[], str]:
+        return lambda: move.bind(house)("the valley")
+
+    moving = replace(MOVING, reverse=reverse("a"))
+    smuggling = replace(STOPPING, reverse=reverse("b"))
+    burning = Change(burn.bind("a"), "burn", "a")
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        carry_out(report, [smuggling, moving, burning], smuggling, moving, burning)
+    assert done == ["a stopped", "a → the hill", "a → the valley"]
+    (found,) = report.findings
+    assert (found.name, found.value) == ("not put back: stop", "“move b” is not in this run's permit")
+
+
+def test_a_procedure_that_goes_on_puts_back_once_and_skips_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    stopping = replace(STOPPING, reverse=lambda: done.append("a started again"))
+    moving = replace(MOVING, is_optional=True)
+    tidying = Change(lambda: done.append("tidied"), "tidy", "a")
+    burning = Change(burn.bind("a"), "burn", "a")
+
+    def go_on(report: Report) -> None:
+        with carrying_out(report, stopping, moving, tidying, burning, effect=EFFECT) as carry:
+            carry(stopping)
+            assert carry.put_back()
+            carry.skip_until(tidying, "nobody moves")
+            carry(tidying)
+            carry(burning)
+
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        go_on(report)
+    assert done == ["a stopped", "a started again", "tidied"]
+    assert "Step 2/4: move: skipped: nobody moves" in caplog.messages
 
 
 def test_pins_are_noted_with_the_plan() -> None:
