@@ -23,7 +23,7 @@ from flows.recovery.drills import (
     summary,
 )
 from flows.recovery.drills import page as html
-from flows.recovery.drills.lines import HOLD_AGAIN, DrillLines, cleaning, healing
+from flows.recovery.drills.lines import HOLD_AGAIN, TABLE, DrillLines, cleaning, healing
 from flows.recovery.drills.record import UnfinishedDrill
 from flows.recovery.drills.scenario import NOBODY, Drill, Refusal, Scenario, Symptom, now
 from flows.recovery.drills.scenarios.bad_release import BadRelease
@@ -34,6 +34,7 @@ from flows.recovery.drills.scenarios.full_restore import FullRestore
 from flows.recovery.drills.scenarios.region_outage import RegionOutage
 from flows.recovery.objectives import board
 from runbook.change import Carrier, carrying_out
+from runbook.current import leaves
 from runbook.errors import OpsError, RunbookFailed
 from runbook.failpoint import failpoint
 from runbook.flow import flow
@@ -144,6 +145,7 @@ def _hold(report: Report, env: Environment, scenario: Scenario, page: bool, effe
         drill.note(breaks=" | ".join(act.target for act in lines.breaking.acts), **scenario.notes())
         leftovers.note(drill)
         report.fact("ledgers", directory)
+        leaves(TABLE, "the next run-drill drops it")
         seconds, controls = dict[str, float](), list[Refusal]()
         with _healed(carry, drill, lines):
             play(carry, drill, scenario, lines)

@@ -11,11 +11,13 @@ from flows.recovery.drills import alerting, leftovers, record, steady
 from flows.recovery.drills.record import UnfinishedDrill
 from flows.recovery.drills.scenario import AGAIN, RECOVERED, Drill, Refusal, Scenario
 from runbook.change import Change, Line, State
+from runbook.current import removed
 from runbook.failpoint import failpoint
 from runbook.report import Report
 from tasks.drill.direct import drop_table
 from tasks.faults.disposable import BREAK, Fault
 
+TABLE = "table interview_ops_drill"
 HOLD_AGAIN = "run run-drill again to hold a new one"
 HEALED = State("the system is healed, and the drill has not ended", AGAIN)
 ENDED = State("the drill has ended, and the system is healthy", HOLD_AGAIN)
@@ -108,6 +110,7 @@ def cleaning(drill: Drill, scenario: Scenario, what: str, end: Callable[[Drill],
     def clean() -> None:
         live = scenario.live(drill.env)
         drop_table(live.postgres, live.postgres.database)
+        removed(TABLE)
         alerting.close(drill)
         end(drill)
         record.forget(drill.env.reports_directory)

@@ -234,6 +234,7 @@ def test_a_cancelled_drill_is_healed_and_its_record_stays(env: Environment) -> N
     assert done == ["judged", "judged", "smashed", "restored", "swept", "healed"]
     found = {one.name: (one.value, one.hint) for one in report.findings}
     assert found["state of the system"] == (HEALED.what, AGAIN)
+    assert found["left behind"] == (lines.TABLE, "the next run-drill drops it")
     assert record.find(env.reports_directory)
 
 
