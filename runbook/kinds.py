@@ -190,6 +190,7 @@ class Action(Generic[P, R]):
 
     def __init__(self, work: Callable[P, R], of: Callable[..., Acts], *, retries: int, staged: bool) -> None:
         self.work = work
+        self.name = work.__name__
         self.of = of
         self._step = Step(work, retries=retries, staged=staged, is_guarded=True)
 

@@ -261,7 +261,7 @@ def _healed(carry: Carrier, drill: Drill, lines: DrillLines) -> Iterator[None]:
         drill.report.fail("every phase completed", error.hint or "read its runbooks' reports", value=reason)
         if not carry.put_back():
             raise RunbookFailed(drill.report) from error
-        carry.skip_until(lines.cleaning, "the drill failed before it")
+        carry.instead(lines.cleaning, why="a step of the drill failed, and those after it are left out")
 
 
 @contextlib.contextmanager

@@ -80,7 +80,6 @@ def _breaking(drill: Drill, scenario: Scenario) -> Change[[], Fault]:
         begun=broken,
         done=broken,
         reverse=heal,
-        is_optional=True,
     )
 
 
@@ -89,7 +88,7 @@ def _settling(drill: Drill, scenario: Scenario) -> Change[[], None] | None:
     if not runbooks:
         return None
     work = partial(scenario.settle, drill)
-    return Change(work, "return to the steady state", runbooks, done=RECOVERED, is_optional=True)
+    return Change(work, "return to the steady state", runbooks, done=RECOVERED)
 
 
 def healing(drill: Drill, scenario: Scenario, left: UnfinishedDrill) -> Change[[], None]:

@@ -175,7 +175,7 @@ class Scenario(abc.ABC):
             drill.phases.split(run)
             drill.recovered = now()
 
-        return Change(recover, "recover", self.goal, done=RECOVERED, is_optional=True)
+        return Change(recover, "recover", self.goal, done=RECOVERED)
 
     def controlling(self, drill: Drill) -> Change[[], list[Refusal]]:
         """Plan the negative controls."""
@@ -185,7 +185,6 @@ class Scenario(abc.ABC):
             "the same runbook must refuse it",
             begun=State("the drill gives sabotaged copies to the runbook", AGAIN),
             done=RECOVERED,
-            is_optional=True,
             is_final=True,
         )
 

@@ -180,6 +180,21 @@ def test_what_emptied_a_table_before_it_was_dropped_is_found_by_the_copy(backed_
     assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
 
 
+def test_an_older_base_backup_is_named_with_the_statement_that_its_copy_must_leave_out(backed_up: Cluster) -> None:
+    """The newest one has the table already empty."""
+    rows = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    backed_up.sql("postgres", "TRUNCATE writes")
+    backup_cluster.fn(NAME)
+    backed_up.sql("postgres", "DROP TABLE writes")
+    with pytest.raises(RunbookFailed) as refused:
+        restored()
+    hint = re.search(r"run this with backup=(base_\w+) before=(\d+) and an empty confirm", str(refused.value))
+    assert hint, refused.value
+    plan = full_restore.fn(NAME, backup=hint[1], before=hint[2])
+    restored(before=hint[2], **plan.pins)
+    assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
+
+
 def test_a_drop_of_a_table_that_was_empty_by_and_by_is_undone_only_by_its_name(backed_up: Cluster) -> None:
     """No statement explains why it is empty: the end of the WAL, without the table, is no answer."""
     (ids,) = zip(*backed_up.sql("postgres", "SELECT id FROM writes"), strict=True)
