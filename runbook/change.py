@@ -16,9 +16,10 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
-from runbook.kinds import Bound, UnderWay, carried
+from runbook.kinds import Bound, Pending, UnderWay, carried
 from runbook.log import logger
 from runbook.report import Report, Status
+from runbook.submitted import give_up
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,8 +109,29 @@ def carrying_out(
         yield carrier
     except BaseException:
         carrier.put_back()
+        give_up(report.submitted)
         raise
     carrier.require_complete()
+
+
+@dataclass(eq=False)
+class Begun(Generic[R]):
+    """A line that is carried out beside others. Its state and its log line come with its result."""
+
+    carrier: Carrier
+    line: Line[..., R]
+    pending: Pending[R]
+    numbers: range
+    started: float
+
+    def result(self) -> R:
+        """Wait for it; raises what it raised."""
+        self.carrier.running.remove(self)
+        report = self.carrier.report
+        with report.step_log.until_end(self.numbers, report.plan_steps, self.started), self.carrier.telling(self.line):
+            result = self.pending.result()
+        self.carrier.end(self.line, result)
+        return result
 
 
 @dataclass
@@ -123,6 +145,7 @@ class Carrier:
     _begun: list[Change[..., Any]] = field(default_factory=list)
     _last: object = None
     _is_final: bool = False
+    running: list[Begun[Any]] = field(default_factory=list)
 
     def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Carry out a line with the arguments that only the run knows.
@@ -132,9 +155,20 @@ class Carrier:
         """
         numbers = self._start(line)
         with self.report.step_log.lines(numbers, self.report.plan_steps):
-            result = self._change(line, *args, **kwargs) if isinstance(line, Change) else line.work(*args, **kwargs)
-        self._last = result
+            with self._under_way(line):
+                result = line.work(*args, **kwargs)
+            self.end(line, result)
         return result
+
+    def begin(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> Begun[R]:
+        """Carry out a line, whose work is a bound action, beside those that follow."""
+        assert isinstance(line.work, Bound)
+        numbers = self._start(line)
+        started = self.report.step_log.begin(numbers, self.report.plan_steps)
+        with self._under_way(line):
+            begun = Begun(self, line, line.work.submit(*args, **kwargs), numbers, started)
+        self.running.append(begun)
+        return begun
 
     def skip(self, line: Line[..., Any], why: str) -> None:
         """Leave out a line that turned out to be unnecessary."""
@@ -154,7 +188,9 @@ class Carrier:
                     self.report.fail(f"not put back: {change.step}", error.hint, value=error.message)
 
     def require_complete(self) -> None:
-        """Raises Miscarried if a line was neither carried out nor skipped."""
+        """Raises Miscarried if a line was neither carried out nor skipped, or nobody waited for its end."""
+        if self.running:
+            raise Miscarried(f"nobody waited for {', '.join(one.line.step for one in self.running)}")
         if forgotten := [one.step for one in self.lines if one not in self._started]:
             raise Miscarried(f"planned and not carried out: {', '.join(forgotten)}")
 
@@ -169,21 +205,38 @@ class Carrier:
         number = self.first + sum(len(one.planned) for one in earlier)
         return range(number, number + len(line.planned))
 
-    def _change(self, change: Change[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        self._require(change)
-        self._begun.append(change)
-        self._state_is(change.begun)
-        token = carried.set(UnderWay(Permit(self.report.environment, change.acts), self._last))
+    @contextlib.contextmanager
+    def _under_way(self, line: Line[..., Any]) -> Iterator[None]:
+        """Judge again what a change needs, and permit its actions in the block."""
+        if not isinstance(line, Change):
+            yield
+            return
+        self._require(line)
+        self._begun.append(line)
+        self._state_is(line.begun)
+        token = carried.set(UnderWay(Permit(self.report.environment, line.acts), self._last))
         try:
-            result = change.work(*args, **kwargs)
-        except OpsError as error:
-            self._state_is(change.failed(error) if change.failed else None)
-            raise
+            with self.telling(line):
+                yield
         finally:
             carried.reset(token)
-        self._is_final |= change.is_final
-        self._state_is(change.done(result) if callable(change.done) else change.done)
-        return result
+
+    @contextlib.contextmanager
+    def telling(self, line: Line[..., Any]) -> Iterator[None]:
+        """State what is so if a change fails in the block."""
+        try:
+            yield
+        except OpsError as error:
+            if isinstance(line, Change) and line.failed:
+                self._state_is(line.failed(error))
+            raise
+
+    def end(self, line: Line[..., R], result: R) -> None:
+        """Note that a line is done, and the state from now on."""
+        self._last = result
+        if isinstance(line, Change):
+            self._is_final |= line.is_final
+            self._state_is(line.done(result) if callable(line.done) else line.done)
 
     def _require(self, change: Change[..., Any]) -> None:
         """Judge again what it needs. What is found now takes the place of what the plan found under the same name."""

@@ -12,7 +12,7 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
 from runbook.progress import StepLog
 from runbook.report import Status, StepTime
+from runbook.submitted import Submitted, running
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,17 +79,21 @@ class Step(Generic[P, R]):
         return call(*args, wait_for=_linkable(self._wait_for), **kwargs)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Pending[R]:
-        """Start it beside the caller."""
-        if FlowRunContext.get() is None:
-            context = contextvars.copy_context()
+        """Start it beside the caller. It is given up if the run fails before it is done."""
+        step = Submitted()
+        if report := current_report():
+            report.submitted.append(step)
+        with step.context():
+            if FlowRunContext.get() is None:
+                context = contextvars.copy_context()
 
-            def work() -> R:
-                self._wait()
-                return context.run(self._directly, *args, **kwargs)
+                def work() -> R:
+                    self._wait()
+                    return context.run(self._directly, *args, **kwargs)
 
-            return _threads.submit(work)
-        submit = cast(Callable[..., Pending[R]], self.task.submit)
-        return submit(*args, wait_for=_linkable(self._wait_for), **kwargs)
+                return _threads.submit(work)
+            submit = cast(Callable[..., Pending[R]], self.task.submit)
+            return submit(*args, wait_for=_linkable(self._wait_for), **kwargs)
 
     def _wait(self) -> None:
         """Until the submitted steps before this one are done; raises what they raised."""
@@ -126,13 +131,24 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
 @dataclass(frozen=True)
 class UnderWay:
     """The change that is carried out now (runbook/change.py): its permit, and the result that its steps follow in the
-    graph."""
+    graph. `logs`: it logs its own line."""
 
     permit: Permit
     after: object
+    logs: bool = True
 
 
 carried: contextvars.ContextVar[UnderWay | None] = contextvars.ContextVar("carried", default=None)
+
+
+@contextlib.contextmanager
+def permitted_by(permit: Permit) -> Iterator[None]:
+    """Call actions of changes in a runbook that still has a permit for all of them."""
+    token = carried.set(UnderWay(permit, None, logs=False))
+    try:
+        yield
+    finally:
+        carried.reset(token)
 
 
 class Bound(Generic[P, R]):
@@ -209,8 +225,7 @@ def _timed(work: Callable[P, R], staged: bool, is_guarded: bool) -> Callable[P, 
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL
         try:
-            # A change logs its own line.
-            with contextlib.nullcontext() if now else step_log.logged(work.__name__, planned):
+            with contextlib.nullcontext() if now and now.logs else step_log.logged(work.__name__, planned), running():
                 answer = work(*args, **kwargs)
             status = Status.OK
             if report and permits:

@@ -64,16 +64,30 @@ class StepLog:
     @contextlib.contextmanager
     def lines(self, numbers: Sequence[int], plan: Sequence[PlannedStep]) -> Iterator[None]:
         """Log planned steps, which the block carries out together."""
-        names, started = [self.name(number, plan) for number in numbers], time.monotonic()
+        started = self.begin(numbers, plan)
+        with (
+            _alive(self.name(numbers[0], plan), started, plan[numbers[0]].seconds),
+            self.until_end(numbers, plan, started),
+        ):
+            yield
+
+    def begin(self, numbers: Sequence[int], plan: Sequence[PlannedStep]) -> float:
+        """Log that planned steps begin; returns when."""
         for number in numbers:
             self._announce(number, plan)
+        return time.monotonic()
+
+    @contextlib.contextmanager
+    def until_end(self, numbers: Sequence[int], plan: Sequence[PlannedStep], started: float) -> Iterator[None]:
+        """Log how long planned steps took, when the block ends."""
         try:
-            with _alive(names[0], started, plan[numbers[0]].seconds):
-                yield
+            yield
         except BaseException:
-            logger().log(self.level, "%s", f"{names[0]}: failed after {duration(time.monotonic() - started)}")
+            name = self.name(numbers[0], plan)
+            logger().log(self.level, "%s", f"{name}: failed after {duration(time.monotonic() - started)}")
             raise
-        for name in names:
+        for number in numbers:
+            name = self.name(number, plan)
             logger().info("%s", f"{name}: done in {duration(time.monotonic() - started)}")
 
     @contextlib.contextmanager

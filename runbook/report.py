@@ -27,6 +27,7 @@ from runbook.masking import without_logins
 from runbook.metrics import Measure, Metric
 from runbook.next import Next
 from runbook.progress import StepLog
+from runbook.submitted import Submitted
 
 NOT_CONFIGURED = "not configured"
 
@@ -71,6 +72,7 @@ class Report:
     state: Finding | None = None
     journal: Journal = field(default_factory=Journal)
     dead_runs: tuple[DeadRun, ...] = ()
+    submitted: list[Submitted] = field(default_factory=list)
     path: Path | None = None
     previous: str = ""
     hash: str = ""

@@ -23,6 +23,7 @@ import psutil
 
 from runbook.errors import CommandFailed, OpsError
 from runbook.masking import secrets_given, without
+from runbook.submitted import require_wanted
 
 STOP_SECONDS = 10.0
 FEED_BYTES = 1 << 20
@@ -199,6 +200,7 @@ def _wait(
         while not select.select([descriptor], [], [], _pause(started, timeout_seconds))[0]:
             now = time.monotonic()
             printed.require_bounded(argv, hint)
+            require_wanted()
             if timeout_seconds is not None and now - started >= timeout_seconds:
                 raise OpsError(f"{program} did not end within {timeout_seconds:g} s", hint)
             if stall and (effort := _effort(child.pid, stall, seen)) != seen:

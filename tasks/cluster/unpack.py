@@ -19,6 +19,7 @@ from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import inside
+from runbook.submitted import require_wanted
 from tasks.backups import codec
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import FileSum
@@ -234,6 +235,7 @@ def write(path: Path, mode: int, content: IO[bytes]) -> tuple[int, str]:
         file = inside.creating(path, mode)
     with file:
         while chunk := content.read(CHUNK_BYTES):
+            require_wanted()
             if hashing:
                 hashing.result()
             hashing = _hashing.submit(digest.update, chunk)
