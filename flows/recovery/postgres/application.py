@@ -31,10 +31,11 @@ def plan_application(
     if not env.has("application"):
         return None
     roles = env.services_in(("backend",))
-    if (file := env.application.env_file) and (restart or names_another(env, new)):
+    if env.application.env_file and (restart or names_another(env, new)):
         switch = switch_target.bind(env.application, new)
         work = partial(_redirect, report, env, phases, switch, restart=restart)
-        return Change(work, "redirect", f"the application: {file}, then restart it", seconds=10.0, by=[switch])
+        redirected = f"the application: {env.application.env_file}, then restart it"
+        return Change(work, "redirect", redirected, seconds=10.0, by=[switch])
     work = partial(_redirect, report, env, phases, None, restart=restart)
     if restart and roles:
         return Change(work, "restart", "the application; its connection string is changed by hand", seconds=10.0)

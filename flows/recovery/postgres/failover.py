@@ -326,16 +326,16 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
 
 def _reattach(rejoin: Rejoin, pins: list[Callable[[Report], object]]) -> None:
     """The server already streams: finish what a killed run left, if anything."""
-    report, streams_from = rejoin.report, f"{address(rejoin.node)} streams from {address(rejoin.primary)}"
-    left = find_unattached(rejoin.env, rejoin.primary)
+    report, node, primary = rejoin.report, rejoin.node, rejoin.primary
+    left = find_unattached(rejoin.env, primary)
     if not left:
-        report.outcome = f"nothing to do: {streams_from}"
+        report.outcome = f"nothing to do: {address(node)} streams from {address(primary)}"
         return
     report.table("Unfinished", ("what",), [(what,) for what in left])
-    line, effect = rejoin.reattaching(), Effect(f"the rejoin of {address(rejoin.node)} is finished", NoUndo(NO_DATA))
+    line, effect = rejoin.reattaching(), Effect(f"the rejoin of {address(node)} is finished", NoUndo(NO_DATA))
     with carrying_out(report, line, effect=effect, pins=pins) as carry:
         carry(line)
-    report.outcome = f"{streams_from}; the unfinished steps are done"
+    report.outcome = f"{address(node)} streams from {address(primary)}; the unfinished steps are done"
 
 
 NO_DATA = "no data is replaced"

@@ -50,17 +50,14 @@ class Rejoin:
 
     def __post_init__(self) -> None:
         primary, node = self.primary, self.node
-        writes = f"{address(primary)} takes writes"
-        self.stopped = State(f"{writes}; {address(node)} is stopped and is no standby yet", AGAIN)
-        self.untouched = State(f"{writes}; nothing of {address(node)} was replaced", AGAIN)
-        self.starting = State(
-            f"{writes}; {address(node)} was configured as its standby, and does not stream yet", AGAIN
+        behind, ahead = address(node), address(primary)
+        self.stopped = State(
+            f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet", AGAIN
         )
-        self.streaming = State(
-            f"{address(node)} streams from {address(primary)}; the WAL receiver, the archiver and "
-            "synchronous_standby_names were not checked",
-            AGAIN,
-        )
+        self.untouched = State(f"{address(primary)} takes writes; nothing of {address(node)} was replaced", AGAIN)
+        self.starting = State(f"{behind} was made a standby of {ahead}, and does not stream yet", AGAIN)
+        unchecked = "the WAL receiver, the archiver and synchronous_standby_names were not checked"
+        self.streaming = State(f"{behind} streams from {ahead}; {unchecked}", AGAIN)
         self.state = self.stopped
         self._mark, self._saves = mark_standby.bind(node), save_diverged.bind(node)
         self._configures, self._rewinds = configure.bind(primary, node), rewind.bind(primary, node)
@@ -140,8 +137,8 @@ class Rejoin:
             "rewind": "pg_rewind",
             "base_backup": "pg_basebackup into a new directory; the old files are kept",
         }
-        fallback = "; if that fails, a base backup" if self.method == "auto" and first != "base_backup" else ""
-        return f"{hows[first]}{fallback}"
+        how = hows[first]
+        return f"{how}; if that fails, a base backup" if self.method == "auto" and first != "base_backup" else how
 
     def _stop(self) -> Joining:
         """Stop it, and let it pass the gate: it may have run since the plan. Returns what was read.
@@ -308,7 +305,7 @@ def find_unattached(env: Environment, primary: Postgres) -> list[str]:
     if _lacks_receiver(env, primary):
         found.append(f"the WAL receiver does not stream from {address(primary)}")
     if _has_archiver(env) and not env.services.state(env.wal.archiver).comes_back:
-        found.append(f"{env.wal.archiver} is stopped")
+        found.append(f"the archiver ({env.wal.archiver}) is stopped")
     if _is_overridden(primary):
         found.append("commits wait for no standby: ALTER SYSTEM has overridden synchronous_standby_names")
     if synchrony(primary).hangs:
