@@ -27,7 +27,7 @@ from flows.redis.restore.steps import report_not_attached
 from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
-from runbook.kinds import Pending
+from runbook.kinds import Pending, permitted_by
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
@@ -175,7 +175,8 @@ def _switch(report: Report, permit: Permit, env: Environment, services: SystemSe
     if not (env.application.env_file and env.has("postgres")):
         return
     try:
-        services.last = done = switch_target.after(services.last)(permit, env.application, env.postgres)
+        with permitted_by(permit, after=services.last):
+            services.last = done = switch_target.bind(env.application, env.postgres)()
     except OpsError as error:
         report.warn("connection string of the application", error.hint, value=error.message)
     else:
