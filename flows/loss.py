@@ -12,9 +12,11 @@ from tasks.wal.reading.committed import Committed, count_by_database
 AGAIN = "run this with an empty confirm, and confirm what the new plan says of the loss"
 
 
-def again_with(backup: str) -> str:
-    """The next step where the planned backup failed its proof, and the next one loses more."""
-    return f"run this with backup={backup} and an empty confirm, and confirm what that plan says"
+def again_with(backup: str, before: int = 0) -> str:
+    """The next step where the planned backup failed its proof, and the next one loses more. `before`: the transaction
+    before which that one stops, where only a copy showed it."""
+    stop = f" before={before}" if before else ""
+    return f"run this with backup={backup}{stop} and an empty confirm, and confirm what that plan says"
 
 
 def planned_losses(report: Report) -> tuple[Loss, ...]:

@@ -45,6 +45,7 @@ from tasks.wal.reading.waldump import Commit
 MOST_SHOWN = 5
 TARGET = "recovery target"
 """The name of its pin."""
+UNEXPLAINED = "no statement in the WAL explains what is missing in the copy"
 NONE = "none"
 """Given as `before`: recover to the end of the WAL, whatever was destroyed."""
 
@@ -195,12 +196,14 @@ def find_target(
         return _interrupted(env, origin, found, latest, files, end.database)
     if end.oid:
         destroyed = _emptied(report, env, origin, files, definitions, tables, end, rejected)
-        destroyed = destroyed or _planned(report, found, end.oid)
+        destroyed = destroyed or _planned(report, found, end.oid, rejected)
     else:
         destroyed = _dropped(env, definitions, rejected)
-    if destroyed is None:
-        return WalTarget(latest)
-    return _before(env, origin, found, files, destroyed)
+    if destroyed:
+        return _before(env, origin, found, files, destroyed)
+    if rejected:  # the end of the WAL has what these statements did
+        raise VerificationFailed(UNEXPLAINED, "find-transaction shows who deleted it: before=TRANSACTION stops there")
+    return WalTarget(latest)
 
 
 def _require_database(env: Environment, origin: PointOrigin, created: int) -> None:
@@ -215,10 +218,10 @@ def _require_database(env: Environment, origin: PointOrigin, created: int) -> No
 _TRANSACTION = re.compile(r"\s(\d+),\s")
 
 
-def _planned(report: Report, found: FoundTarget, database: int) -> Destruction | None:
+def _planned(report: Report, found: FoundTarget, database: int, rejected: Collection[int]) -> Destruction | None:
     """The statement before which the confirmed plan stops. Clients may have filled an emptied table again since."""
     text = report.pinned.planned(TARGET) if report.pinned else ""
-    xids = {int(number) for number in _TRANSACTION.findall(text)}
+    xids = {int(number) for number in _TRANSACTION.findall(text)}.difference(rejected)
     statement, _, tables = text.partition(" by ")[0].partition(" of ")
     for one in found.commits:
         if one.xid in xids:

@@ -321,9 +321,12 @@ def judge_objective(report: Report, env: Environment, newest: datetime) -> None:
     )
 
 
-def planned_loss(env: Environment, copy: ClusterCopy, given_up: int, *, to_the_end: bool) -> Loss:
+def planned_loss(
+    env: Environment, copy: ClusterCopy, given_up: int, *, to_the_end: bool, confirmed: Loss | None = None
+) -> Loss:
     """The loss by what is known before the fence: `given_up` commits lie after the target. A recovery to the end has
-    what is written until the fence; another one loses it too."""
+    what is written until the fence; another one loses it too. `confirmed`: the loss of the plan that the run carries
+    out, where it turns to another target or backup."""
     live = read_written(env.postgres, Path(env.postgres.data_directory)) if is_here(env.postgres.host) else None
     if live and live.timeline not in (0, copy.origin.chain.timeline.number):  # the copy is of another branch
         found = measure.work(env, live, copy, Loss(copy.part))
@@ -331,7 +334,7 @@ def planned_loss(env: Environment, copy: ClusterCopy, given_up: int, *, to_the_e
     if to_the_end:
         return _loss_at_end(env, copy.part, live, copy.origin.unread)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
-    counted = _counted(copy, known, Loss(copy.part))
+    counted = _counted(copy, known, confirmed or Loss(copy.part))
     read_to = known[-1].lsn if known else copy.end
     return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now(), read_to=read_to)
 

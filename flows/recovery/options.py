@@ -17,6 +17,7 @@ from flows.database import restore_steps as database
 from flows.database.base_backup import judge_space, judge_version
 from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.wal_reading import mend
+from flows.loss import planned_loss_of
 from flows.recovery.destruction import (
     BackupTables,
     DatabaseAtEnd,
@@ -251,7 +252,8 @@ class RestoreOptions:
 
     def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
         """The options with their losses, and the chosen one."""
-        losses = [one.planned_loss(self.env, in_place=self.in_place) for one in found]
+        confirmed = planned_loss_of(self.report, self.env.postgres.database)
+        losses = [one.planned_loss(self.env, in_place=self.in_place, confirmed=confirmed) for one in found]
         self.loss = losses[found.index(chosen)]
         disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
         free = size(disk.free_bytes) if disk else "not measured"

@@ -90,13 +90,15 @@ class RestoreOption:
         without = (target.destruction.end.xid,) if target.destruction else ()
         return ClusterCopy(part, replay.origin, replay.stop, replay.found.commits, without, databases, names)
 
-    def planned_loss(self, env: Environment, *, in_place: bool) -> Loss:
-        """The loss by what is known now. `in_place`: the live cluster's WAL can still be read when it is replaced."""
+    def planned_loss(self, env: Environment, *, in_place: bool, confirmed: Loss | None = None) -> Loss:
+        """The loss by what is known now. `in_place`: the live cluster's WAL can still be read when it is replaced.
+        `confirmed`: that of the plan which a run carries out."""
         part = env.postgres.database
         if not self.replay or not in_place or self.replay.found.behind:
             return Loss.everything_since(part, self.newest)
         target = self.replay.target
-        return planned_loss(env, self.copy(part), target.given_up, to_the_end=target.is_the_end)
+        copy, to_the_end = self.copy(part), target.is_the_end
+        return planned_loss(env, copy, target.given_up, to_the_end=to_the_end, confirmed=confirmed)
 
     def expected_seconds(self, env: Environment) -> float:
         """An estimate of its restore, without the application's start: the same as the plan's steps."""

@@ -10,8 +10,8 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
-from flows.loss import AGAIN, require_confirmed
-from flows.recovery.destruction import read_end
+from flows.loss import AGAIN, planned_loss_of, require_confirmed
+from flows.recovery.destruction import UNEXPLAINED, read_end
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
@@ -165,12 +165,10 @@ def recover_to_target(run: ClusterRun, option: RestoreOption, use: Callable[[Res
             if _is_at_target(run, option.replay):
                 return use(option, timeline)
         option = run.options.again(option)
-        require_confirmed(
-            run.report, option.planned_loss(run.env, in_place=run.options.in_place), hint=_how_to_choose(option)
-        )
-    raise VerificationFailed(
-        "no statement in the WAL explains what is missing in the copy", "find-transaction shows who deleted it"
-    )
+        confirmed = planned_loss_of(run.report, run.env.postgres.database)
+        loss = option.planned_loss(run.env, in_place=run.options.in_place, confirmed=confirmed)
+        require_confirmed(run.report, loss, hint=_how_to_choose(option))
+    raise VerificationFailed(UNEXPLAINED, "find-transaction shows who deleted it: before=TRANSACTION stops there")
 
 
 def _how_to_choose(option: RestoreOption) -> str:
@@ -238,7 +236,10 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
         if has and not found.invalid and not found.emptied.lacks(destroyed.tables):
             return True
         options.rejected.add(destroyed.end.xid)
-        options.end = found if found.invalid else options.end  # an earlier DROP DATABASE was interrupted
+        # An earlier DROP DATABASE was interrupted, or a table was empty when it was dropped: what emptied it is found
+        # by its OID, which only the copy knows.
+        if found.invalid or found.emptied.empty.keys() & set(destroyed.tables):
+            options.end = found
         return False
     if options.end is None and not options.before and found.destroyed:
         options.end = found

@@ -241,7 +241,10 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
             restore.options.tried.add(option.backup.name)
         restore.option = restore.options.choose()
-        require_confirmed(report, restore.options.loss, hint=again_with(restore.option.backup.name))
+        replay = restore.option.replay
+        destroyed = replay.target.destruction if replay and restore.options.rejected else None
+        hint = again_with(restore.option.backup.name, destroyed.end.xid if destroyed else 0)
+        require_confirmed(report, restore.options.loss, hint=hint)
         if not restore.option.replay:
             return False
         restore.chosen = _with_others(report, env, given, restore.option)

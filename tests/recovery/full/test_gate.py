@@ -165,6 +165,51 @@ def test_a_table_that_was_emptied_before_the_base_backup_is_named(backed_up: Clu
     assert empty.value == "public.writes"
 
 
+def test_what_emptied_a_table_before_it_was_dropped_is_found_by_the_copy(backed_up: Cluster) -> None:
+    """The plan saw a dropped table. The copy was built five times up to that statement, in which the table is empty."""
+    rows = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    backed_up.sql("postgres", "TRUNCATE writes")
+    backed_up.sql("postgres", "DROP TABLE writes")
+    plan = full_restore.fn(NAME)
+    assert "DROP TABLE of public.writes" in plan.facts["target"]
+    with pytest.raises(RunbookFailed) as refused:
+        restored(**plan.pins)
+    hint = re.search(r"run this with (before=\d+) to stop just before TRUNCATE of public.writes", str(refused.value))
+    assert hint, refused.value
+    restored(before=hint[1].partition("=")[2])
+    assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
+
+
+def test_an_older_base_backup_is_named_with_the_statement_that_its_copy_must_leave_out(backed_up: Cluster) -> None:
+    """The newest one has the table already empty."""
+    rows = backed_up.sql("postgres", "SELECT count(*) FROM writes")
+    backed_up.sql("postgres", "TRUNCATE writes")
+    backup_cluster.fn(NAME)
+    backed_up.sql("postgres", "DROP TABLE writes")
+    with pytest.raises(RunbookFailed) as refused:
+        restored()
+    hint = re.search(r"run this with backup=(base_\w+) before=(\d+) and an empty confirm", str(refused.value))
+    assert hint, refused.value
+    plan = full_restore.fn(NAME, backup=hint[1], before=hint[2])
+    restored(before=hint[2], **plan.pins)
+    assert backed_up.sql("postgres", "SELECT count(*) FROM writes") == rows
+
+
+def test_a_drop_of_a_table_that_was_empty_by_and_by_is_undone_only_by_its_name(backed_up: Cluster) -> None:
+    """No statement explains why it is empty: the end of the WAL, without the table, is no answer."""
+    (ids,) = zip(*backed_up.sql("postgres", "SELECT id FROM writes"), strict=True)
+    for one in ids:
+        backed_up.sql("postgres", f"DELETE FROM writes WHERE id = {one}")
+    backed_up.sql("postgres", "DROP TABLE writes")
+    with pytest.raises(RunbookFailed) as refused:
+        restored(method="cluster")
+    report = refused.value.report
+    assert "no statement in the WAL explains what is missing in the copy" in values(report).values()
+    assert sum(one.name == "build_instance" for one in report.steps) == 1, report.steps
+    assert report.state
+    assert report.state.value.startswith("nothing live was replaced")
+
+
 def test_a_run_that_would_lose_more_than_its_plan_said_replaces_nothing(
     backed_up: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,9 @@ def _run_again(
         if not seen.is_writable and world.is_writable:  # its server was started again meanwhile
             raise Stuck(f"{plan.flow}: {ran.error or ran.headline}")
         refused = f"{world.tokens['interrupted']}, and then {plan.flow} is refused: {ran.error or ran.headline}"
+        if "lost" in f"{ran.error}{ran.headline}":  # more than its plan said: it asks again, as after no signal
+            raise_broken(world, check_untouched(world, seen, ran), log_of(plan, ended, again, ran))
+            raise Stuck(refused)
         raise_broken(world, [refused], log_of(plan, ended, again, ran))
     return Carried(seen, again, ran, (plan, ended))
 
