@@ -142,9 +142,10 @@ carried: contextvars.ContextVar[UnderWay | None] = contextvars.ContextVar("carri
 
 
 @contextlib.contextmanager
-def permitted_by(permit: Permit) -> Iterator[None]:
-    """Call actions of changes in a runbook that still has a permit for all of them."""
-    token = carried.set(UnderWay(permit, None, logs=False))
+def permitted_by(permit: Permit, *, after: object = None) -> Iterator[None]:
+    """Call actions of changes in a runbook that still has a permit for all of them. `after`: what they follow in the
+    graph."""
+    token = carried.set(UnderWay(permit, after, logs=False))
     try:
         yield
     finally:
