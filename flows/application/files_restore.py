@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from blocks.environment import Environment, Stores
-from flows.application.files_gate import (
-    USERS,
-    changes_since,
-    measured_loss,
-    pass_files,
-    planned_loss,
-    planned_loss_since,
-)
-from flows.application.health_checks import report_health
+from flows.application.files_gate import changes_since, planned_loss, planned_loss_since
+from flows.application.files_swap import UNCHANGED, FilesSwap, plan_files_swap
 from flows.pinned import pin_paths
-from flows.restart import start_again
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
-from runbook.errors import OpsError
+from runbook.change import Carrier, Change, Line, carrying_out
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.guard.permit import Act, CarriesOut, Permit
-from runbook.kinds import permitted_by
+from runbook.guard.effect import Effect, back_to
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import size
-from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.files import directory_of
-from tasks.application.health import wait_healthy
 from tasks.application.live_files import read_written
 from tasks.application.staged_files import (
-    REPLACE_FILES,
     FilesCopy,
     FilesSwapped,
     build_files_copy,
@@ -44,18 +31,15 @@ from tasks.application.staged_files import (
     swap_files,
 )
 from tasks.application.undo import (
-    UNDO,
     choose_aside,
     end_undo,
+    has_files,
     read_aside,
     replaced_files,
     restored_at,
     swap_files_back,
 )
 from tasks.backups.catalogue import Backup, instead_of
-from tasks.host.services import read_services, start_services, stop_services
-
-HEALTH_SECONDS = 120
 
 
 @flow(name="restore-files", flow_run_name=RunName("restore-files {environment} {backup}"))
@@ -86,32 +70,12 @@ def restore_files(
     env = Environment.find(environment)
     with runbook("Restore files", env, confirm, plan, changes=True, rank="recovery") as report:
         chosen = choose_backup(report, env, "files", backup, source)
-        _judge(report, env, chosen)
-        report.plan(
-            "restore alongside",
-            f"{chosen.name} into {env.application.directory}.restoring, and compare it",
-            size=chosen.manifest.bytes,
-            seconds=1,
-            by=[build_files_copy],
-        )
-        _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory, swap_files)
-        pin_paths(report, "live files", env.application.directory)
-        taken, live = chosen.manifest.taken, directory_of(env.application)
-        down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
-        changes = changes_since(chosen)
+        restore = FilesRestore.plan(report, env, chosen)
         loss = planned_loss_since(env, chosen)
-        effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), down)
-        permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env), effect=effect)
-        report.state_is("the live files are unchanged", "fix the findings above, then run this again")
-        copy = build_files_copy(permit, env.application, chosen)
-        _prove(report, chosen, copy)
-        with services_stopped(report, env) as stopped:
-            pass_files(report, env, live, changes)
-            swapped = swap_files.after(stopped.last)(permit, env.application, copy)
-            stopped.exchanged(report, f"{chosen.name} is live")
-            report.loses(measured_loss(report, swapped.kept, changes))
-            _switch(report, permit, env, swapped)
-        _start(report, env, swapped)
+        taken = chosen.manifest.taken
+        effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), restore.swap.down)
+        with carrying_out(report, *restore.lines, effect=effect, pins=[_pin(env)]) as carry:
+            swapped = restore.carry_out(carry)
         report.measure(*measured(chosen))
         mark_verified(report, chosen)
         report.fact("undo", f"undo-restore-files with kept={swapped.kept.name}" if swapped.kept else "nothing was live")
@@ -145,69 +109,93 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
         report.pin("kept", aside.name)
         report.fact("return to", aside.name)
         if aside.exists():
-            _judge_aside(report, env, aside)
-        _plan_swap(report, env, str(aside), env.application.directory, swap_files_back)
-        pin_paths(report, "live files", env.application.directory)
+            _describe_aside(report, env, aside)
         since, replaced = restored_at(aside), replaced_files(env.application, aside, env.reports_directory)
         changes = partial(read_written, since=since)
-        down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
+        swap = plan_files_swap(
+            *(report, env, swap_files_back.bind(env.application, aside, env.reports_directory), str(aside)),
+            replaced=replaced,
+            changes=changes,
+            what=f"the files of {aside.name} are live",
+            needs=[partial(_judge_aside, aside=aside)],
+        )
         loss = planned_loss(replaced, changes, since)
-        effect = Effect(f"the files of {aside.name} are live again", "run it again", (loss,), down)
-        permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env), effect=effect)
-        with services_stopped(report, env) as stopped:
-            pass_files(report, env, replaced, changes)
-            swapped = swap_files_back.after(stopped.last)(permit, env.application, aside, env.reports_directory)
-            stopped.exchanged(report, f"the files of {aside.name} are live")
-            report.loses(measured_loss(report, swapped.kept, changes))
-            _switch(report, permit, env, swapped)
-        _start(report, env, swapped)
+        effect = Effect(f"the files of {aside.name} are live again", "run it again", (loss,), swap.down)
+        with carrying_out(report, *swap.lines, effect=effect, pins=[_pin(env)]) as carry:
+            swapped = swap.carry_out(carry)
         end_undo(env.reports_directory)
         report.fact("kept", swapped.kept or "nothing was live")
         report.outcome = f"the files of {aside.name} are live again"
     return report
 
 
-@dataclass
-class StoppedRoles:
-    """The services during the swap. `last`: the step that the next one follows in the run graph."""
+@dataclass(frozen=True)
+class FilesRestore:
+    """The lines of a restore: a staged copy, which is compared with its manifest, and its swap."""
 
-    running: tuple[str, ...]
-    last: object
-    done: bool = False
+    report: Report
+    chosen: Backup
+    build: Change[[], FilesCopy]
+    swap: FilesSwap[[FilesCopy]]
 
-    def exchanged(self, report: Report, what: str) -> None:
-        """From here on the services are started on the new files, not reverted to the old ones."""
-        self.done = True
-        report.state_is(f"{what}; backend and frontend may be stopped", "run this again: it is safe")
-
-
-@contextlib.contextmanager
-def services_stopped(report: Report, env: Environment) -> Iterator[StoppedRoles]:
-    """Stop backend and frontend during the block. If it fails before the swap, start those that ran."""
-    roles = _roles(env)
-    states = read_services(env.services, roles) if roles else None
-    stopped = StoppedRoles(states.wanted if states else (), states)
-    report.state_is("services may be stopped; no file was deleted", "run this again: it is safe")
-    try:
-        if roles:
-            stopped.last = stop_services.after(states)(env.services, roles)
-        yield stopped
-    except BaseException:
-        if not stopped.done:
-            _start_again(report, env, stopped)
-        raise
-
-
-def _start_again(report: Report, env: Environment, stopped: StoppedRoles) -> None:
-    if start_again(report, env.services, stopped.running):
-        report.state_is(
-            "the live files are unchanged; services run as before", "fix the findings above, then run this again"
+    @classmethod
+    def plan(cls, report: Report, env: Environment, chosen: Backup) -> FilesRestore:
+        """Plan the restore of a backup."""
+        application, incoming = env.application, f"{env.application.directory}.restoring"
+        build = Change(
+            build_files_copy.bind(application, chosen),
+            "restore alongside",
+            f"{chosen.name} into {application.directory}.restoring, and compare it",
+            size=chosen.manifest.bytes,
+            seconds=1,
+            needs=[partial(_judge, env=env, chosen=chosen)],
+            begun=UNCHANGED,
         )
+        swap = plan_files_swap(
+            *(report, env, swap_files.bind(application), incoming),
+            replaced=directory_of(application),
+            changes=changes_since(chosen),
+            what=f"{chosen.name} is live",
+        )
+        return cls(report, chosen, build, swap)
+
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """Return them in order."""
+        return [self.build, *self.swap.lines]
+
+    def carry_out(self, carry: Carrier) -> FilesSwapped:
+        """Build the copy, prove it, and swap it in.
+
+        Raises:
+            RunbookFailed: the copy differs from its manifest. Nothing was replaced.
+            LossExceeded: more would be lost than was confirmed. Nothing was replaced.
+        """
+        copy = carry(self.build)
+        self.prove(copy)
+        return self.swap.carry_out(carry, copy)
+
+    def prove(self, copy: FilesCopy) -> None:
+        """Judge whether the copy equals its manifest, and note a backup of which it differs.
+
+        Raises:
+            RunbookFailed: it differs. The live files are unchanged.
+        """
+        chosen = self.chosen
+        equal = self.report.require(
+            "files equal to the backup",
+            not copy.differences,
+            f"the live files are unchanged; {instead_of(chosen)}" if copy.differences else "",
+            value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
+            expected="content, mode and owner of every entry",
+        )
+        if not equal:
+            mark_failed(self.report, chosen, copy.differences[0])
+        self.report.fail_if_critical()
 
 
-def _roles(env: Environment) -> list[str]:
-    """The services that use the application's directory, in the order of their stop and start."""
-    return env.services_in(USERS) if env.has("services") else []
+def _pin(env: Environment) -> Callable[[Report], object]:
+    return lambda report: pin_paths(report, "live files", env.application.directory)
 
 
 def _judge(report: Report, env: Environment, chosen: Backup) -> None:
@@ -219,72 +207,25 @@ def _judge(report: Report, env: Environment, chosen: Backup) -> None:
         value="; ".join(found.problems[:3]) or f"{size(found.bytes_needed)} needed, {size(found.bytes_free)} free",
         expected="space for a staged copy, in a directory that can be renamed",
     )
-    report.table("Notes about this restore", ("note",), [(text,) for text in found.notes])
+    if not report.permitted:  # they do not change until the copy is built
+        report.table("Notes about this restore", ("note",), [(text,) for text in found.notes])
 
 
-def _prove(report: Report, chosen: Backup, copy: FilesCopy) -> None:
-    equal = report.require(
-        "files equal to the backup",
-        not copy.differences,
-        f"the live files are unchanged; {instead_of(chosen)}" if copy.differences else "",
-        value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
-        expected="content, mode and owner of every entry",
-    )
-    if not equal:
-        mark_failed(report, chosen, copy.differences[0])
-    report.fail_if_critical()
+def _judge_aside(report: Report, aside: Path) -> None:
+    if aside.exists():  # a killed undo has renamed it
+        found = has_files(aside)
+        report.require(
+            "files in the directory",
+            found,
+            "name another directory in kept",
+            value="" if found else "none",
+            expected="at least 1",
+        )
 
 
-def _plan_swap(report: Report, env: Environment, incoming: str, live: str, swaps: CarriesOut) -> None:
-    roles = _roles(env)
-    if roles:
-        report.plan("stop services", ", ".join(roles), seconds=2, by=[stop_services])
-    swap = f"{live} is kept as {live}.superseded_<time>; {incoming} becomes {live}"
-    report.plan("swap", swap, seconds=0.1, by=[swaps])
-    if roles:
-        healthy: list[CarriesOut] = [wait_healthy] if "backend" in roles else []
-        start = f"{', '.join(roles)}, then wait until healthy"
-        report.plan("start services", start, seconds=8, by=[start_services, *healthy])
-
-
-def _switch_act(env: Environment) -> list[Act]:
-    return [Act(SWITCH, env.application.env_file)] * bool(env.application.env_file and env.has("postgres"))
-
-
-def _switch(report: Report, permit: Permit, env: Environment, swapped: FilesSwapped) -> None:
-    """The restored connection string can be older than a failover: correct it."""
-    if not _switch_act(env):
-        return
-    try:
-        with permitted_by(permit, after=swapped):
-            done = switch_target.bind(env.application, env.postgres)()
-    except OpsError as error:
-        report.warn("connection string of the application", error.hint, value=error.message)
-        return
-    if done.changed:
-        report.fact("connection string of the application", f"{done.before} → {done.after}")
-
-
-def _start(report: Report, env: Environment, swapped: FilesSwapped) -> None:
-    """Start every service of the directory, also one that did not run before: a killed run may have stopped it."""
-    if not (roles := _roles(env)):
-        return
-    started = start_services.after(swapped)(env.services, roles)
-    if "backend" in roles:
-        health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
-        report_health(report, health)
-
-
-def _judge_aside(report: Report, env: Environment, aside: Path) -> None:
+def _describe_aside(report: Report, env: Environment, aside: Path) -> None:
     found = read_aside(env.application, aside)
     report.fact("files in it", f"{found.files:,}, {size(found.bytes)}")
-    report.require(
-        "files in the directory",
-        found.files > 0,
-        "name another directory in kept",
-        value=f"{found.files:,}",
-        expected="at least 1",
-    )
     if found.written:
         report.warn(
             "files written since the restore",

@@ -19,7 +19,7 @@ from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import durable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.application.files import archive_in, directory_of
@@ -88,19 +88,17 @@ def judge_files_backup(application: Application, backup: Backup, damage: Sequenc
     return FilesJudgement(tuple(problems), len(entries), needed, free, _notes(entries))
 
 
-@action(staged=True)
-def build_files_copy(permit: Permit, application: Application, backup: Backup) -> FilesCopy:
+@action(of=lambda application: Act(REPLACE_FILES, application.directory), staged=True)
+def build_files_copy(application: Application, backup: Backup) -> FilesCopy:
     """Unpack a backup alongside the live directory (`<dir>.restoring`) and compare it with the manifest.
 
     The copy of a killed run is deleted first. The live directory is not changed.
 
     Raises:
-        NotConfirmed: not permitted.
         VerificationFailed: the archive has a member that no backup has (a path outside the directory, a device, a file
             behind a link), or that is not in the manifest.
         OpsError: the disk is full, or a file cannot be written.
     """
-    permit.require(REPLACE_FILES, application.directory)
     return _unpack(backup, _staged_path(directory_of(application)))
 
 
@@ -142,19 +140,17 @@ def _unpack(backup: Backup, copy: Path) -> FilesCopy:
     return FilesCopy(copy, backup.name, len(entries), size, tuple(differences), _notes(entries))
 
 
-@action
-def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> FilesSwapped:
+@action(of=lambda application: Act(REPLACE_FILES, application.directory))
+def swap_files(application: Application, copy: FilesCopy) -> FilesSwapped:
     """Rename the live directory to `<dir>.superseded_<stamp>`, and the copy to its name.
 
     The services that use the live directory must be stopped: they would continue in the old one. After a kill between
     the renames no directory is live; building and swapping again fixes that.
 
     Raises:
-        NotConfirmed: not permitted.
         VerificationFailed: the copy differs from its backup, or the directory's link has another target now.
         OpsError: a rename is refused.
     """
-    permit.require(REPLACE_FILES, application.directory)
     if copy.differences:
         raise VerificationFailed(f"the copy differs from {copy.backup}: {copy.differences[0]}", "take another backup")
     live = directory_of(application)

@@ -13,7 +13,7 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.files import record
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.application.files import directory_of
 from tasks.application.live_files import read_written
@@ -106,18 +106,33 @@ def read_aside(application: Application, aside: Path) -> FilesAside:
         written = read_written.work(live, since) if since and live.is_dir() else ()
         return FilesAside(aside, len(sizes), sum(sizes), since, tuple(sorted(written)))
     except OSError as error:
-        raise OpsError(f"{error.filename} cannot be read: {error.strerror}", "run this as the files' owner") from None
+        raise _unreadable(error) from None
 
 
-@action
-def swap_files_back(permit: Permit, application: Application, aside: Path, reports: Path) -> FilesSwapped:
+def _unreadable(error: OSError) -> OpsError:
+    return OpsError(f"{error.filename} cannot be read: {error.strerror}", "run this as the files' owner")
+
+
+@probe
+def has_files(aside: Path) -> bool:
+    """Return True if a replaced directory has at least one file.
+
+    Raises:
+        OpsError: it cannot be read.
+    """
+    try:
+        return any(path.is_file() and not path.is_symlink() for path in listing.walk(aside))
+    except OSError as error:
+        raise _unreadable(error) from None
+
+
+@action(of=lambda aside: Act(UNDO, str(aside)))
+def swap_files_back(application: Application, aside: Path, reports: Path) -> FilesSwapped:
     """Make a replaced directory live again; the live one is kept alongside. A rename of a killed run is not repeated.
 
     Raises:
-        NotConfirmed: the permit does not cover that directory.
         OpsError: a rename is refused (then the current files stay live), or the record cannot be written.
     """
-    permit.require(UNDO, str(aside))
     undo = _recorded(application, aside, reports)
     if undo.is_done:
         return FilesSwapped(undo.live, undo.kept)

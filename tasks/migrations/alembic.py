@@ -8,7 +8,7 @@ from pathlib import Path
 from blocks.places import Application
 from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.migrations.columns import Columns, count_filled
 from tasks.migrations.program import HINT, require_reached, revision_of, run_alembic
@@ -75,9 +75,8 @@ def read_revision(postgres: Postgres, database: str) -> str:
     return revision_of(postgres, database)
 
 
-@action
+@action(of=lambda postgres: Act(MIGRATE, postgres.database))
 def upgrade(
-    permit: Permit,
     postgres: Postgres,
     application: Application,
     database: str,
@@ -86,15 +85,13 @@ def upgrade(
 ) -> MigratedDatabase:
     """`alembic upgrade` on one database (§8.2, step 5), as the application's role; nothing if nothing is pending.
 
-    The permit names the application's database, even if `database` is a copy that will replace it.
+    Its act names the application's database, even if `database` is a copy that will replace it.
 
     Raises:
-        NotConfirmed: not permitted.
         VerificationFailed: Alembic connects to another database than the copy.
         OpsError: there are several heads, the revision is unknown, or the migration failed; the message has the end of
             its output.
     """
-    permit.require(MIGRATE, postgres.database)
     heads = heads_of(application, backend_directory)
     before = revision_of(postgres, database)
     target = heads.resolve(revision)

@@ -15,7 +15,7 @@ from blocks.places import Application
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.masking import without
 from runbook.wait import until
@@ -44,21 +44,17 @@ class MigrationFailed(OpsError):
         return MigrationFailed, (self.message, self.hint, self.output, self.live)
 
 
-@action
-def run_command(
-    permit: Permit, postgres: Postgres, application: Application, database: str, directory: Path
-) -> MigratedDatabase:
+@action(of=lambda postgres: Act(MIGRATE, postgres.database))
+def run_command(postgres: Postgres, application: Application, database: str, directory: Path) -> MigratedDatabase:
     """Run `[application] migrate_command` in the backend's directory, as the application's role, with the database's
     address in `DATABASE_URL` and libpq's variables.
 
-    The permit names the application's database, even if `database` is a copy that will replace it.
+    Its act names the application's database, even if `database` is a copy that will replace it.
 
     Raises:
-        NotConfirmed: not permitted.
         MigrationFailed: it failed, tried to change the live database, or opened no session in `database`
             (pg_stat_database.sessions).
     """
-    permit.require(MIGRATE, postgres.database)
     before, _ = _sessions(postgres, database)
     with guarding(postgres) if database != postgres.database else nullcontext() as live:
         done = _run(postgres, application, database, directory)

@@ -17,7 +17,7 @@ from blocks.postgres.server import execute
 from blocks.prefect_server import PrefectServer
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.holder import parse_holder
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.progress import progress
 from runbook.wait import until
@@ -95,11 +95,10 @@ ORDER BY l.name
 _RUNS = "SELECT name FROM flow_run WHERE state_type::text = ANY (%s) ORDER BY start_time DESC LIMIT 50"
 
 
-@action(idempotent=True)
-def settle_copy(permit: Permit, server: PrefectServer, copy: Copy) -> Settled:
+@action(of=lambda server: Act(REPLACE, server.database), idempotent=True)
+def settle_copy(server: PrefectServer, copy: Copy) -> Settled:
     """Make a proven copy fit for a later time than its own: what should have begun since the backup would all begin at
     once, and slots of concurrency limits (every environment's lock is one) would be held by leases that are gone."""
-    permit.require(REPLACE, server.database)
     with server.connect(copy.database, autocommit=False) as connection:
         overdue = connection.execute(_OVERDUE).rowcount
         slots = connection.execute("UPDATE concurrency_limit_v2 SET active_slots = 0 WHERE active_slots > 0").rowcount

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,17 +16,17 @@ from typing import Any, NoReturn
 import pytest
 
 from blocks.config import toml
-from flows.application import files_restore
+from flows.application import files_swap
 from flows.application.files import backup_files
-from flows.application.files_restore import StoppedRoles, restore_files, undo_restore_files
+from flows.application.files_restore import restore_files, undo_restore_files
 from flows.database.backup import verify_backup
 from runbook.errors import OpsError, RunbookFailed
-from runbook.guard.permit import Act, Permit
+from runbook.guard.loss import Loss
 from runbook.report import Status
 from runbook.wait import until
 from tasks.application import live_files
 from tasks.application.files import ARCHIVE
-from tasks.application.staged_files import REPLACE_FILES, build_files_copy, superseded_files
+from tasks.application.staged_files import build_files_copy, superseded_files
 from tasks.backups import archive, catalogue, fetched_files, manifest
 from tasks.backups import entries as listing
 from tasks.backups.entries import ArchiveEntry
@@ -95,8 +95,7 @@ def test_a_backup_is_published_with_its_manifest_and_can_be_restored(live: Path,
         "uploads/cv.pdf",
     }
     application = toml.environment(NAME).application
-    permit = Permit(NAME, (Act(REPLACE_FILES, application.directory),))
-    assert build_files_copy(permit, application, backup).differences == ()
+    assert build_files_copy.work(application, backup).differences == ()
 
 
 def test_a_directory_to_which_a_link_leads_is_backed_up_itself(live: Path, store: Path) -> None:
@@ -107,7 +106,7 @@ def test_a_directory_to_which_a_link_leads_is_backed_up_itself(live: Path, store
     assert report.facts["directory"] == str(live.with_name("release-42"))
     backup = catalogue.open_backup(DirectoryStore(store), report.facts["backup"])
     application = toml.environment(NAME).application
-    copy = build_files_copy(Permit(NAME, (Act(REPLACE_FILES, application.directory),)), application, backup)
+    copy = build_files_copy.work(application, backup)
     assert copy.differences == ()
     assert (copy.path / "main.py").read_text() == "print('hello')\n"
 
@@ -259,16 +258,14 @@ def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, mo
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
     """Do this once, when the run is confirmed and the application is stopped."""
-    real, todo = files_restore.services_stopped, [work]
+    real, todo = files_swap.pass_files, [work]
 
-    @contextlib.contextmanager
-    def stopped(*given: Any) -> Iterator[StoppedRoles]:
-        with real(*given) as roles:
-            while todo:
-                todo.pop()()
-            yield roles
+    def passing(*given: Any) -> Loss:
+        while todo:
+            todo.pop()()
+        return real(*given)
 
-    monkeypatch.setattr(files_restore, "services_stopped", stopped)
+    monkeypatch.setattr(files_swap, "pass_files", passing)
 
 
 def another_tree(live: Path) -> None:

@@ -8,10 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from blocks.config import toml
+from flows.application import files_swap
 from flows.application.dependencies import check_dependencies
 from flows.application.files import backup_files
 from flows.application.files_restore import restore_files, undo_restore_files
@@ -22,8 +24,9 @@ from flows.application.reinstall import reinstall_dependencies
 from flows.application.types import check_types
 from flows.application.vulnerabilities import TABLE, scan_vulnerabilities
 from lab.client import Lab
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
+from tasks.host.services import start_services
 from tasks.packages.venv import _imports
 from tests.application.test_types import finding
 from tests.fixtures import forked
@@ -154,10 +157,16 @@ def test_seeded_old_and_vulnerable_packages_are_found(lab: Lab, checkout: Checko
     assert checkout.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
 
 
+def refuse(*_: object) -> NoReturn:
+    raise OpsError("more would be lost")
+
+
 STOPPED = "from flows.application.files_restore import restore_files as run; run.fn({0!r}, confirm={0!r})"
 
 
-def test_files_are_restored_with_the_services_stopped_and_a_killed_run_leaves_none_stopped_for_good(lab: Lab) -> None:
+def test_files_are_restored_with_the_services_stopped_and_a_killed_run_leaves_none_stopped_for_good(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     env = toml.environment(lab.name)
     backup_files.fn(lab.name)
     source = Path(env.application.backend_directory) / "grc_backend" / "ai.py"
@@ -167,6 +176,16 @@ def test_files_are_restored_with_the_services_stopped_and_a_killed_run_leaves_no
     done = forked.run(["-c", STOPPED.format(lab.name)], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not env.services.is_running("backend")
+
+    start_services.work(env.services, ["backend", "frontend"])
+    with monkeypatch.context() as patch:
+        patch.setattr(files_swap, "pass_files", refuse)
+        refused = critical(restore_files, lab.name, confirm=lab.name)
+    assert refused.state
+    assert refused.state.value == "the live files are unchanged; services run as before"
+    assert not source.exists()
+    assert env.services.is_running("backend")
+    assert env.services.is_running("frontend")
 
     report = restore_files(lab.name, confirm=lab.name)  # as a flow run
 

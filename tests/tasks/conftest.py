@@ -11,7 +11,6 @@ import pytest
 from blocks.config import toml
 from blocks.places import Application
 from blocks.postgres.server import Postgres
-from runbook.guard.permit import Act, Permit
 from tasks.migrations.alembic import upgrade
 from tests.fixtures.servers import PostgresServer
 from tests.plugins.shared import TEMPLATE
@@ -32,10 +31,6 @@ INSERT INTO audit_events (user_id, action, resource, result) SELECT id, 'login',
 """
 
 
-def permit_for(postgres: Postgres) -> Permit:
-    return Permit("test", (Act("migrate", postgres.database),))
-
-
 def application_at(backend: Path = BACKEND) -> Application:
     return Application(backend_directory=str(backend), python=sys.executable)
 
@@ -44,7 +39,7 @@ def application_at(backend: Path = BACKEND) -> Application:
 def interview_template(postgres_server: PostgresServer) -> str:
     postgres_server.create_database(TEMPLATE)
     postgres = postgres_server.block(TEMPLATE)
-    upgrade.work(permit_for(postgres), postgres, application_at(), TEMPLATE)
+    upgrade.work(postgres, application_at(), TEMPLATE)
     postgres_server.sql("SET ROLE grc_user;" + ROWS, database=TEMPLATE)
     return TEMPLATE
 

@@ -20,7 +20,7 @@ from tasks.integrity import render_docs, run_expectations, tables_in
 from tasks.migrations.alembic import upgrade
 from tasks.postgres.content.changes import changed, read_states
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
-from tests.tasks.conftest import SUITES, application_at, permit_for
+from tests.tasks.conftest import SUITES, application_at
 
 # Corruption as a server would keep it: constraints are out of the way, as they are when pages or code are bad.
 OFF = "SET session_replication_role = replica;"
@@ -197,7 +197,7 @@ def test_what_this_database_lacks_does_not_apply_unless_its_backup_has_it(
     empty: Postgres, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
     """An older revision; a table of the same name in another schema; a suite of another schema's table."""
-    upgrade.work(permit_for(empty), empty, application_at(), empty.database, "0001")
+    upgrade.work(empty, application_at(), empty.database, "0001")
     postgres_server.sql(
         "INSERT INTO users (username, display_name, password_hash) VALUES ('u', 'U', '!');"
         "ALTER TABLE users DROP COLUMN is_active; CREATE SCHEMA billing; CREATE TABLE billing.evaluations (id int);"

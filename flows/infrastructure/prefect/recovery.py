@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-
 import prefect
 from prefect.context import FlowRunContext
 
 from blocks.environment import Environment
-from flows.database import restore_steps
-from flows.restart import start_again
 from flows.store import judge_key
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
-from runbook.kinds import permitted_by
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import read_store
-from tasks.host.services import ServiceStates, read_services, start_services, stop_services
+from tasks.host.services import ServiceStates, read_services
 from tasks.postgres.restore.staged_copy import content_in
-from tasks.postgres.restore.swap import Swapped, SwapUnknown
-from tasks.postgres.server.roles import create_roles
-from tasks.postgres.server.server import Identity, Server
+from tasks.postgres.server.server import Identity
 from tasks.prefect.server import (
     PrefectDatabase,
-    Settled,
     answers,
-    end_lost_runs,
-    missing_in,
     read_api,
     read_prefect_database,
     revisions,
-    wait_for_api,
 )
 from tasks.stores.store import Store
 
@@ -164,96 +151,3 @@ def refuse_holders(env: Environment) -> None:
         return
     if holders:
         raise OpsError(f"a run acquired a lock during the restore: {'; '.join(holders)}", HOLDERS_HINT)
-
-
-def plan(report: Report, env: Environment, own: Environment, chosen: Backup, server: Server) -> None:
-    """The planned steps, and the command that carries them out."""
-    missing = [role for role in content_in(chosen).roles if role not in server.roles]
-    if missing:
-        report.plan("create roles", ", ".join(missing), by=[create_roles])
-    restore_steps.plan_database(report, own, chosen)
-    swap = report.plan_steps.pop()
-    report.plan("settle the copy", "remove overdue scheduled runs, free the slots of locks", seconds=0.1)
-    report.plan("stop Prefect", ", ".join(reversed(env.prefect_server.roles)), seconds=5, by=[stop_services])
-    report.plan_steps.append(swap)
-    report.plan(
-        "start Prefect",
-        f"{', '.join(env.prefect_server.roles)}; wait for {env.prefect_server.api_url}",
-        seconds=15,
-        by=[start_services, wait_for_api],
-    )
-    report.plan("check", "deployments, automations, every block in clear; mark runs that ended since as cancelled")
-    report.fact("to carry it out", COMMAND.format(env.name, chosen.name))
-
-
-def make_roles(report: Report, permit: Permit, own: Environment, chosen: Backup, server: Server) -> object:
-    """Create the backup's roles on a new cluster; nothing on an existing one."""
-    if not server.is_bare:
-        return None
-    with permitted_by(permit):
-        made = create_roles.bind(own.postgres, chosen, server.roles)()
-    if made.names:
-        report.fact("roles created from the backup", ", ".join(made.names))
-    return made
-
-
-@contextlib.contextmanager
-def services_stopped(report: Report, env: Environment, found: ServiceStates, live: Identity) -> Iterator[None]:
-    """Stop Prefect's services during the block; start them again if the swap fails or a run holds a lock."""
-    server = env.prefect_server
-    manager, roles = server.manager(env.services), list(reversed(server.roles))
-    was_answering = bool(live.oid) and answers(server)
-    try:
-        if was_answering:
-            refuse_holders(env)
-        stop_services(manager, roles)
-        if was_answering:  # from here on no run can acquire one
-            refuse_holders(env)
-        yield
-    except SwapUnknown:
-        raise
-    except BaseException:
-        again = start_again(report, manager, [role for role in server.roles if role in found.wanted])
-        if again:
-            report.state_is("Prefect's database was not replaced; its services run again", "run this again")
-        else:
-            what = "Prefect's database was not replaced; its services do not all run again"
-            report.state_is(what, "start them by hand, then run this again")
-        raise
-
-
-def report_swapped(report: Report, chosen: Backup, swapped: Swapped, settled: Settled) -> None:
-    """The live database from here on, also if a later step fails."""
-    report.state_is(
-        f"{chosen.name} is live, proven; the database it replaced is kept as {swapped.kept or 'nothing'}",
-        "do not restore again: start Prefect's services by hand and check their logs",
-    )
-    report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "none")
-    report.fact("changed in the copy", f"{settled.overdue} overdue scheduled runs removed, {settled.slots} slots freed")
-
-
-def bring_up(report: Report, env: Environment, rows: Mapping[str, int], swapped: Swapped) -> None:
-    """Start the API, then the background services; then check that everything is restored."""
-    server = env.prefect_server
-    manager = server.manager(env.services)
-    started = start_services.after(swapped)(manager, server.roles[:1])
-    ready = wait_for_api.after(started)(server)
-    lost = end_lost_runs.after(ready)(server)
-    started = start_services.after(lost)(manager, server.roles[1:]) if server.roles[1:] else started
-    answer = read_api.after(started)(server)
-    missing = missing_in(rows, answer)
-    report.require(
-        "content of the API",
-        not missing,
-        "check its log",
-        value="; ".join(missing) or "everything",
-        expected="every deployment and automation of the backup",
-    )
-    report.passed("secrets", value=f"{answer.blocks} blocks read in clear")
-    report.fact("Prefect", f"{answer.version}; {', '.join(f'{n} {what}' for what, n in answer.counts.items())}")
-    if lost:
-        report.table(
-            "Runs that ended after the backup (marked cancelled; their reports have the results)",
-            ("run",),
-            [(name,) for name in lost],
-        )

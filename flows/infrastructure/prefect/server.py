@@ -22,23 +22,21 @@ from blocks.environment import Environment, Stores
 from flows.database import backup as taking
 from flows.database import restore_steps
 from flows.database.gate import gate_of_backup
-from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.infrastructure.prefect import recovery, upgrade
+from flows.infrastructure.prefect.restore import PrefectRestore, StoppedPrefect
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
+from runbook.change import carrying_out
 from runbook.drivers import exit_code
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.kinds import permitted_by
+from runbook.guard.effect import Effect, back_to
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import about, size
-from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
-from tasks.postgres.restore.swap import advisory_lock, swap_databases
-from tasks.postgres.server.server import find_obstacles, read_identity, read_server
-from tasks.prefect.server import settle_copy
+from tasks.postgres.restore.staged_copy import check_jobs, content_in
+from tasks.postgres.server.server import read_identity, read_server
 
 
 @flow(name="backup-prefect", flow_run_name=RunName("backup-prefect {environment}"))
@@ -118,39 +116,21 @@ def restore_prefect(
         chosen = restore_steps.choose_backup(report, own, backup, source, "prefect")
         recovery.judge_revision(report, chosen)
         restore_steps.judge_server(report, own, chosen, server, roles_are_made=True)
-        restore_steps.judge_obstacles(report, find_obstacles(own.postgres, own.postgres.database))
-        restore_steps.judge_space(report, own, content_in(chosen).bytes, backup=chosen)
-        judge_commits(report, own)
         live = read_identity(own.postgres, own.postgres.database)
         found = recovery.judge_services(report, env, live)
-        recovery.plan(report, env, own, chosen, server)
-        pin_database(report, own.postgres, replaced=True)
         gate = gate_of_backup(report, own, chosen, live.oid, "Prefect's database")
+        stopped = StoppedPrefect(report, env, bool(live.oid), found.wanted)
+        restore = PrefectRestore.plan(report, env, own, chosen, workers, server, live, stopped, gate)
+        report.fact("to carry it out", recovery.COMMAND.format(env.name, chosen.name))
         effect = Effect(
             back_to("Prefect's database", chosen.manifest.taken),
             "the replaced database is kept",
             (gate.plan(),),
-            f"Prefect is stopped for {about(seconds_from(report.plan_steps, 'stop Prefect'))}",
+            f"Prefect is stopped for {about(restore.down)}",
         )
-        permit = report.permit(restore_steps.replace_act(own), alone_act(own), effect=effect)
-        report.state_is("Prefect's database is unchanged", "fix the findings above, then run this again")
-        free_commits(report, permit, own, after=live)
-        made = recovery.make_roles(report, permit, own, chosen, server)
-        with advisory_lock(own.postgres) as guard:
-            content = content_in(chosen)
-            copy = restore_steps.build_database(permit, own, dump_in(chosen), content.properties, workers)
-            proven = restore_steps.prove_database(report, own, chosen, copy)
-            settled = settle_copy.after(proven, made)(permit, env.prefect_server, copy)
-            restore_steps.ready_database(report, own, copy, workers, after=settled)
-            gate.look_ahead()
-            with (
-                recovery.services_stopped(report, env, found, live),
-                restore_steps.swapping(report),
-                permitted_by(permit),
-            ):
-                swapped = swap_databases.bind(own.postgres, live.oid, chosen.name, gate.judge)(guard, copy)
-        recovery.report_swapped(report, chosen, swapped, settled)
-        recovery.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
+        pins = [lambda report: pin_database(report, own.postgres, replaced=True)]
+        with carrying_out(report, *restore.lines, effect=effect, pins=pins) as carry:
+            restore.carry_out(carry)
         report.fail_if_critical()
         restore_steps.judge_data_loss(report, env, chosen, gate)
         mark_verified(report, chosen)

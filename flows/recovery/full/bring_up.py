@@ -161,7 +161,8 @@ def swap_others(
     if copies.files and chosen.files:
         changes = changes_since(chosen.files)
         pass_files(report, env, directory_of(env.application), changes)
-        services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
+        with permitted_by(permit, after=services.last):
+            services.last = files = swap_files.bind(env.application)(copies.files)
         services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))
         report.loses(measured_loss(report, files.kept, changes))
         _switch(report, permit, env, services)

@@ -8,6 +8,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
+from runbook.kinds import permitted_by
 from runbook.report import Report
 from tasks.application.staged_files import FilesCopy
 from tasks.backups import entries as listing
@@ -108,7 +109,8 @@ def migrate(
     backend = files.path / inside if files and inside is not None else Path(application.backend_directory)
     if application.migrate_command:
         try:
-            done = run_command.after(after)(permit, env.postgres, application, database, backend)
+            with permitted_by(permit, after=after):
+                done = run_command.bind(env.postgres, application)(database, backend)
         except MigrationFailed as error:
             _report_failure(report, error)
             raise
@@ -117,7 +119,8 @@ def migrate(
         return done
     if not application.backend_directory or not (revision or (backend / INI).is_file()):
         return None
-    done = upgrade.after(after)(permit, env.postgres, application, database, backend_directory=backend)
+    with permitted_by(permit, after=after):
+        done = upgrade.bind(env.postgres, application)(database, backend_directory=backend)
     return done if report_revision(report, done) else None
 
 

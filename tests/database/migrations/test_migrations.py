@@ -13,7 +13,6 @@ from blocks.config import toml
 from flows.database.backup import backup_database
 from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
 from runbook.errors import NotConfirmed, RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks.backups import catalogue
 from tasks.migrations.alembic import read_revision, upgrade
@@ -63,8 +62,7 @@ def revision(server: PostgresServer) -> str:
 def migrate_to(server: PostgresServer, target: str) -> None:
     """The schema of an older release, with a user, so that its data is sound."""
     env = toml.environment(NAME)
-    permit = Permit(NAME, (Act("migrate", DATABASE),))
-    upgrade.work(permit, env.postgres, env.application, DATABASE, target)
+    upgrade.work(env.postgres, env.application, DATABASE, target)
     server.sql("SET ROLE grc_user; " + USER, database=DATABASE)
 
 

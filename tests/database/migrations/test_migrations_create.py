@@ -11,7 +11,6 @@ import pytest
 from blocks.config import toml
 from flows.database.migrations import check_migrations, create_migration
 from runbook.errors import RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks.migrations.alembic import upgrade
 from tests.database.migrations.test_migrations import (  # noqa: F401
@@ -109,7 +108,7 @@ def test_a_migration_is_generated_rehearsed_reviewed_and_then_agrees(
     assert scripts(backend) == [path], "the same message judges the file that is there"
 
     env = toml.environment(NAME)
-    upgrade.work(Permit(NAME, (Act("migrate", DATABASE),)), env.postgres, env.application, DATABASE)
+    upgrade.work(env.postgres, env.application, DATABASE)
     same = create_migration.fn(NAME, "何もない")
     assert same.status is Status.OK
     assert "nothing was created" in same.sentence()

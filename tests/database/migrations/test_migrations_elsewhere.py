@@ -12,7 +12,6 @@ import pytest
 from blocks.config import toml
 from flows.database.migrations import apply_migrations, check_migrations, create_migration, rollback_migrations
 from runbook.errors import OpsError, VerificationFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
 from tasks.migrations.alembic import MigratedDatabase, upgrade
@@ -103,15 +102,14 @@ def test_a_copy_that_will_be_live_is_migrated_or_nothing_is(postgres_server: Pos
     """As full-restore does it: the copy has rows and a revision."""
     migrate_to(postgres_server, "0005")
     env = toml.environment(NAME)
-    permit = Permit(NAME, (Act("migrate", DATABASE),))
     copy = f"{DATABASE}__new"
     postgres_server.create_database(copy)
     try:
-        upgrade.work(permit, env.postgres, env.application, copy, "0005")
+        upgrade.work(env.postgres, env.application, copy, "0005")
         add(backend, "0006", "0005", "op.execute('DROP TABLE people')", "op.execute('SELECT 1')")
         goes_to_live(postgres_server, backend)
         with pytest.raises(VerificationFailed, match="connected to another database"):
-            upgrade.work(permit, env.postgres, env.application, copy)
+            upgrade.work(env.postgres, env.application, copy)
         assert columns(postgres_server, "people") == ["id"]
         kept = "SELECT array_agg(relname::text ORDER BY 1) FROM pg_class WHERE relname LIKE 'alembic%'"
         assert postgres_server.sql(kept, database=copy) == [(["alembic_version", "alembic_version_pkc"],)]
@@ -177,7 +175,7 @@ def test_a_migration_whose_program_is_ended_does_not_go_on(
     env = toml.environment(NAME)
 
     def migrate() -> MigratedDatabase:
-        return upgrade.work(Permit(NAME, (Act("migrate", DATABASE),)), env.postgres, env.application, DATABASE)
+        return upgrade.work(env.postgres, env.application, DATABASE)
 
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(migrate)

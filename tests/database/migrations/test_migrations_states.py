@@ -16,7 +16,6 @@ from blocks.config import toml
 from flows.database.migration import live
 from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
 from runbook.errors import RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.migrations.alembic import upgrade
@@ -74,7 +73,7 @@ def backend(tmp_path: Path) -> Path:
 
 def migrate_to(server: PostgresServer, target: str) -> None:
     env = toml.environment(NAME)
-    upgrade.work(Permit(NAME, (Act("migrate", DATABASE),)), env.postgres, env.application, DATABASE, target)
+    upgrade.work(env.postgres, env.application, DATABASE, target)
     server.sql("SET ROLE grc_user; INSERT INTO people VALUES (1)", database=DATABASE)
 
 

@@ -18,11 +18,9 @@ import pytest
 
 from blocks.places import Application
 from runbook.errors import NotConfirmed, OpsError, VerificationFailed
-from runbook.guard.permit import Act, Permit
 from tasks.application import staged_files
 from tasks.application.files import ARCHIVE, archive_files, directory_of, measure_files, read_archive_back
 from tasks.application.staged_files import (
-    REPLACE_FILES,
     build_files_copy,
     judge_files_backup,
     superseded_files,
@@ -88,10 +86,6 @@ def seal(directory: Path, archived: entries.ArchivedFiles) -> Manifest:
     return sealed
 
 
-def permit_of(application: Application) -> Permit:
-    return Permit("test", (Act(REPLACE_FILES, application.directory),))
-
-
 def listing(directory: Path) -> dict[str, tuple[object, ...]]:
     found = {}
     for path in [directory, *entries.walk(directory)]:
@@ -113,10 +107,10 @@ def test_what_was_backed_up_comes_back_as_it_was(application: Application, tmp_p
     (live / "backend" / "main.py").write_text("broken")
     (live / "backend" / "run").unlink()
 
-    copy = build_files_copy(permit_of(application), application, backup)
+    copy = build_files_copy.work(application, backup)
     assert copy.differences == ()
     assert (live / "backend" / "main.py").read_text() == "broken", "the live files are untouched"
-    swapped = swap_files(permit_of(application), application, copy)
+    swapped = swap_files.work(application, copy)
 
     assert listing(live) == before
     assert swapped.kept is not None
@@ -130,8 +124,8 @@ def test_it_comes_back_where_nothing_is_left(application: Application, tmp_path:
     before = listing(directory_of(application))
     shutil.rmtree(directory_of(application))
 
-    copy = build_files_copy(permit_of(application), application, backup)
-    assert swap_files(permit_of(application), application, copy).kept is None
+    copy = build_files_copy.work(application, backup)
+    assert swap_files.work(application, copy).kept is None
 
     assert listing(directory_of(application)) == before
     assert superseded_files(application) == []
@@ -164,10 +158,10 @@ def test_where_a_link_leads_to_the_directory_the_directory_is_replaced(linked: A
     (live / "backend" / "main.py").write_text("broken")
     shutil.rmtree(live / "backend" / "uploads")
 
-    copy = build_files_copy(permit_of(linked), linked, backup)
+    copy = build_files_copy.work(linked, backup)
     assert (copy.path, copy.differences) == (live.with_name("42.restoring"), ())
     assert (link / "backend" / "main.py").read_text() == "broken", "the live files are untouched"
-    swapped = swap_files(permit_of(linked), linked, copy)
+    swapped = swap_files.work(linked, copy)
 
     assert str(link.readlink()) == "releases/42"
     assert listing(live) == before
@@ -186,20 +180,20 @@ def test_where_a_link_leads_to_nothing_any_more_it_comes_back(linked: Applicatio
     live = directory_of(linked)
     before = listing(live)
     shutil.rmtree(live)
-    swapped = swap_files(permit_of(linked), linked, build_files_copy(permit_of(linked), linked, backup))
+    swapped = swap_files.work(linked, build_files_copy.work(linked, backup))
     assert swapped.kept is None
     assert Path(linked.directory).is_symlink()
     assert listing(live) == before
 
 
 def test_a_link_that_was_changed_since_the_copy_was_built_is_not_followed(linked: Application, tmp_path: Path) -> None:
-    copy = build_files_copy(permit_of(linked), linked, taken(linked, tmp_path / "store"))
+    copy = build_files_copy.work(linked, taken(linked, tmp_path / "store"))
     other = tmp_path / "opt" / "releases" / "43"
     other.mkdir()
     Path(linked.directory).unlink()
     Path(linked.directory).symlink_to(other)
     with pytest.raises(VerificationFailed, match=f"now links to another directory, {other}"):
-        swap_files(permit_of(linked), linked, copy)
+        swap_files.work(linked, copy)
     assert list(other.iterdir()) == []
     assert superseded_files(linked) == []
     Path(linked.directory).unlink()
@@ -225,7 +219,7 @@ def test_a_backup_of_a_link_is_refused_when_it_is_made_read_back_and_restored(
     judgement = judge_files_backup(linked, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
     assert judgement.problems == (f"{NAME} cannot be unpacked: its root is no directory (symlink)",)
     with pytest.raises(VerificationFailed, match="cannot be unpacked"):
-        build_files_copy(permit_of(linked), linked, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
+        build_files_copy.work(linked, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
 
 
 def test_what_a_killed_build_left_is_removed(application: Application, tmp_path: Path) -> None:
@@ -234,15 +228,15 @@ def test_what_a_killed_build_left_is_removed(application: Application, tmp_path:
     (left / "locked").mkdir(parents=True)
     (left / "locked" / "stray").write_text("x")
     (left / "locked").chmod(0o000)
-    copy = build_files_copy(permit_of(application), application, backup)
+    copy = build_files_copy.work(application, backup)
     assert copy.differences == ()
     assert not (copy.path / "locked").exists()
 
 
-def test_without_a_permit_nothing_is_written(application: Application, tmp_path: Path) -> None:
+def test_without_a_plan_nothing_is_written(application: Application, tmp_path: Path) -> None:
     backup = backup_of(application, tmp_path / "store")
     with pytest.raises(NotConfirmed):
-        build_files_copy(Permit("test", (Act(REPLACE_FILES, "/elsewhere"),)), application, backup)
+        build_files_copy.bind(application, backup)()
     assert not directory_of(application).with_name("grc.restoring").exists()
 
 
@@ -357,7 +351,7 @@ def test_a_hostile_archive_is_refused_and_writes_nothing_outside(
     assert judge_files_backup(application, forged).problems == (), "the checksums are valid"
 
     with pytest.raises(VerificationFailed, match="not this backup's"):
-        build_files_copy(permit_of(application), application, forged)
+        build_files_copy.work(application, forged)
     assert not (tmp_path / "opt" / "evil").exists()
     assert not Path("/tmp/evil").exists()
     assert not (tmp_path / "evil").exists()
@@ -402,11 +396,11 @@ def test_an_altered_archive_with_valid_checksums_is_found_and_never_swapped_in(
     altered = catalogue.open_backup(DirectoryStore(backup.path.parent), NAME)
     assert archive.compare_members(altered.path / ARCHIVE, entries.entries_of(altered.manifest)) != []
 
-    copy = build_files_copy(permit_of(application), application, altered)
+    copy = build_files_copy.work(application, altered)
 
     assert any(sentence in difference for difference in copy.differences), copy.differences
     with pytest.raises(VerificationFailed, match="the copy differs"):
-        swap_files(permit_of(application), application, copy)
+        swap_files.work(application, copy)
     assert directory_of(application).exists()
 
 
@@ -437,7 +431,7 @@ def test_a_truncated_archive_is_found_by_its_checksum_and_without_it(application
     )
     seal(backup.path, entries.ArchivedFiles.model_validate(backup.manifest.content))
     with pytest.raises(VerificationFailed, match="cannot be read to its end"):
-        build_files_copy(permit_of(application), application, backup)
+        build_files_copy.work(application, backup)
 
 
 def test_no_space_is_said_before_anything_is_written(
@@ -447,7 +441,7 @@ def test_no_space_is_said_before_anything_is_written(
     monkeypatch.setattr(staged_files, "disk_of", lambda _: Disk("", 0, 1000, 0))
     assert any("1000 are free" in problem for problem in judge_files_backup(application, backup).problems)
     with pytest.raises(OpsError, match="1000 are free"):
-        build_files_copy(permit_of(application), application, backup)
+        build_files_copy.work(application, backup)
     assert not directory_of(application).with_name("grc.restoring").exists()
 
 
@@ -455,14 +449,12 @@ SWAP = """
 import sys
 from pathlib import Path
 from blocks.places import Application
-from runbook.guard.permit import Act, Permit
 from tasks.backups import catalogue
 from tasks.stores.directory import DirectoryStore
-from tasks.application.staged_files import REPLACE_FILES, build_files_copy, swap_files
+from tasks.application.staged_files import build_files_copy, swap_files
 application = Application(directory=sys.argv[1])
-permit = Permit("test", (Act(REPLACE_FILES, application.directory),))
 backup = catalogue.open_backup(DirectoryStore(Path(sys.argv[2])), sys.argv[3])
-swap_files(permit, application, build_files_copy(permit, application, backup))
+swap_files.work(application, build_files_copy.work(application, backup))
 """
 
 
@@ -478,8 +470,8 @@ def test_killed_at_any_rename_the_next_run_ends_well(application: Application, t
     killed = forked.run(argv, environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert live.exists() is (point != "between renames")
-    copy = build_files_copy(permit_of(application), application, backup)
-    swap_files(permit_of(application), application, copy)
+    copy = build_files_copy.work(application, backup)
+    swap_files.work(application, copy)
 
     assert listing(live) == before
     assert not copy.path.exists()

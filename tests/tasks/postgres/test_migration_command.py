@@ -16,7 +16,6 @@ from runbook.wait import until
 from tasks.migrations.command import MigrationFailed, run_command
 from tasks.migrations.live import guarding
 from tests.fixtures.servers import PostgresServer
-from tests.tasks.conftest import permit_for
 
 # Django's order: each migration and its record in one transaction, or in none (atomic = False).
 TOOL = """
@@ -55,7 +54,7 @@ def migrate(live: Postgres, copy: str, directory: Path, address: str, atomic: st
     (directory / "settings").write_text(live.url(live.database))
     (directory / "tool.py").write_text(TOOL)
     application = Application(migrate_command=[sys.executable, "tool.py", address, atomic, *statements])
-    done = run_command(permit_for(live), live, application, copy, directory)
+    done = run_command.work(live, application, copy, directory)
     assert done.output.splitlines()[-1] == "done"
     return done.live
 
@@ -154,7 +153,7 @@ def is_guarded(postgres: Postgres) -> bool:
 def test_a_program_that_is_not_there_is_named(interview: Postgres, copy: str, tmp_path: Path) -> None:
     application = Application(migrate_command=["no-such-tool", "up"])
     with pytest.raises(MigrationFailed, match=f"no-such-tool.*; {interview.database} is unchanged"):
-        run_command(permit_for(interview), interview, application, copy, tmp_path)
+        run_command.work(interview, application, copy, tmp_path)
 
 
 def test_a_database_that_does_not_exist_needs_no_guard(interview: Postgres) -> None:
@@ -171,7 +170,7 @@ def test_the_output_of_both_streams_is_kept(interview: Postgres, copy: str, tmp_
     )
     application = Application(migrate_command=[sys.executable, "-c", script])
     with pytest.raises(MigrationFailed, match="failed: python.* exited 1: Error: connect ECONNREFUSED") as error:
-        run_command(permit_for(interview), interview, application, copy, tmp_path)
+        run_command.work(interview, application, copy, tmp_path)
     assert error.value.output.splitlines() == [
         *("Loading…", "Error: connect ECONNREFUSED 127.0.0.1:6379", "  at x", "Node.js v22")
     ]

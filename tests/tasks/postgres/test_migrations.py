@@ -11,7 +11,6 @@ import pytest
 
 from blocks.postgres.server import Postgres
 from runbook.errors import NotConfirmed, OpsError
-from runbook.guard.permit import Permit
 from tasks.migrations import locks
 from tasks.migrations.alembic import read_revision, upgrade
 from tasks.migrations.columns import count_filled
@@ -20,7 +19,7 @@ from tasks.migrations.rehearsal import MigrationLoss, RehearsedState, difference
 from tasks.migrations.scripts import MigrationHeads, Script, read_heads
 from tasks.postgres.content.definitions import read_definitions
 from tests.fixtures.servers import ROLE_PASSWORD, PostgresServer
-from tests.tasks.conftest import BACKEND, application_at, permit_for
+from tests.tasks.conftest import BACKEND, application_at
 
 
 @pytest.fixture
@@ -45,14 +44,14 @@ def test_an_empty_database_is_brought_to_the_head_and_then_nothing_is_pending(
     heads = read_heads(application)
     assert [script.revision for script in heads.pending("")] == ["0001", "0002", "0003", "0004", "0005"]
 
-    done = upgrade(permit_for(empty), empty, application, empty.database)
+    done = upgrade.work(empty, application, empty.database)
 
     assert (done.before, done.after) == ("", heads.one())
     assert "Running upgrade" in done.output
     assert read_revision(empty, empty.database) == "0005"
     owner = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
     assert postgres_server.sql(owner, database=empty.database) == [("grc_user",)], "as the application's role"
-    again = upgrade(permit_for(empty), empty, application, empty.database)
+    again = upgrade.work(empty, application, empty.database)
     assert (again.before, again.after, again.seconds) == ("0005", "0005", 0.0)
 
 
@@ -63,16 +62,16 @@ def test_only_the_named_database_is_migrated(
     copy = f"{empty.database}_restoring"
     postgres_server.create_database(copy)
     try:
-        upgrade(permit_for(empty), empty, application_at(), copy, "0002")
+        upgrade.work(empty, application_at(), copy, "0002")
         assert read_revision(empty, copy) == "0002"
         assert read_revision(empty, empty.database) == ""
     finally:
         postgres_server.drop_database(copy)
 
 
-def test_without_its_act_in_the_permit_nothing_happens(empty: Postgres) -> None:
+def test_without_a_plan_nothing_happens(empty: Postgres) -> None:
     with pytest.raises(NotConfirmed):
-        upgrade(Permit("test", ()), empty, application_at(), empty.database)
+        upgrade.bind(empty, application_at())(empty.database)
     assert read_revision(empty, empty.database) == ""
 
 
@@ -82,7 +81,7 @@ def test_two_heads_are_an_error_that_names_both(empty: Postgres, backend: Path) 
     application = application_at(backend)
     assert set(read_heads(application).names) == {"0006a", "0006b"}
     with pytest.raises(OpsError, match="2 heads.*0006"):
-        upgrade(permit_for(empty), empty, application, empty.database)
+        upgrade.work(empty, application, empty.database)
     assert read_revision(empty, empty.database) == ""
 
 
@@ -96,16 +95,16 @@ def test_a_revision_by_its_beginning_and_none_that_is_an_option(empty: Postgres)
 
 def test_a_schema_newer_than_the_code_is_refused(empty: Postgres, postgres_server: PostgresServer) -> None:
     application = application_at()
-    upgrade(permit_for(empty), empty, application, empty.database)
+    upgrade.work(empty, application, empty.database)
     postgres_server.sql("UPDATE alembic_version SET version_num = '0099'", database=empty.database)
     with pytest.raises(OpsError, match="0099, which this application does not know"):
-        upgrade(permit_for(empty), empty, application, empty.database)
+        upgrade.work(empty, application, empty.database)
 
 
 def test_a_failing_migration_names_its_cause_keeps_the_revision_and_no_secret(empty: Postgres, backend: Path) -> None:
     add(backend, "0006", "0005", "op.execute('CREATE TABLE half (x int)'); op.execute('SELECT * FROM nowhere')")
     with pytest.raises(OpsError, match='relation "nowhere" does not exist') as raised:
-        upgrade(permit_for(empty), empty, application_at(backend), empty.database)
+        upgrade.work(empty, application_at(backend), empty.database)
     assert ROLE_PASSWORD not in str(raised.value)
     assert read_revision(empty, empty.database) == "", "one transaction"
 
@@ -114,7 +113,7 @@ def test_a_migration_that_prints_its_address_shows_no_password(empty: Postgres, 
     body = "import os; raise RuntimeError('cannot use ' + os.environ['DATABASE_URL'].replace('grc_user', 'x'))"
     add(backend, "0006", "0005", body)
     with pytest.raises(OpsError, match=r"cannot use postgresql://x:\*\*\*\*") as raised:
-        upgrade(permit_for(empty), empty, application_at(backend), empty.database)
+        upgrade.work(empty, application_at(backend), empty.database)
     assert "word-4712" not in str(raised.value), "its digits alone may be those of the database's name, or of the port"
 
 
@@ -126,7 +125,7 @@ def test_a_migration_that_waits_for_a_lock_gives_up(
     with postgres_server.connect(interview.database) as other, other.transaction():
         other.execute("SELECT count(*) FROM users")
         with pytest.raises(OpsError, match="lock timeout"):
-            upgrade(permit_for(interview), interview, application_at(backend), interview.database)
+            upgrade.work(interview, application_at(backend), interview.database)
 
 
 def test_scripts_that_import_the_application_are_read_with_its_python(backend: Path) -> None:
