@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from runbook.errors import OpsError
+from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
 from runbook.kinds import Bound, Pending, UnderWay, carried, permitted_by
@@ -90,10 +90,15 @@ class Change(Line[P, R]):
 
 @contextlib.contextmanager
 def carrying_out(
-    report: Report, *lines: Line[..., Any], effect: Effect, pins: Sequence[Callable[[Report], object]] = ()
+    report: Report,
+    *lines: Line[..., Any],
+    effect: Effect,
+    pins: Sequence[Callable[[Report], object]] = (),
+    may_follow: Sequence[Act] = (),
 ) -> Iterator[Carrier]:
     """Plan the lines, judge what their changes need, and let the block carry them out, in order. Without a confirm the
-    run ends here, PLANNED. `effect`: the headline; `pins`: of all changes together.
+    run ends here, PLANNED. `effect`: the headline; `pins`: of all changes together; `may_follow`: the acts of the lines
+    that may take their place (`Carrier.instead`).
 
     Raises:
         RunbookFailed, PlanOnly, NotConfirmed: as `Report.allow`.
@@ -104,7 +109,7 @@ def carrying_out(
     changes = [one for one in lines if isinstance(one, Change)]
     for note in dict.fromkeys([*pins, *(note for one in changes for note in (*one.pins, *one.needs))]):
         note(report)
-    report.allow(*dict.fromkeys(act for one in changes for act in one.acts), effect=effect)
+    report.allow(*dict.fromkeys([*(act for one in changes for act in one.acts), *may_follow]), effect=effect)
     try:
         yield carrier
     except BaseException:
@@ -176,6 +181,21 @@ class Carrier:
             raise Miscarried(f"“{line.step}” is not optional")
         for number in self._start(line):
             logger().info("%s", f"{self.report.step_log.name(number, self.report.plan_steps)}: skipped: {why}")
+
+    def instead(self, *others: Line[..., Any], why: str) -> None:
+        """Let other lines take the place of those that are left.
+
+        Raises:
+            NotConfirmed: the plan did not say that these may follow.
+        """
+        acts = [act for one in others if isinstance(one, Change) for act in one.acts]
+        if beyond := [act for act in acts if act not in self.report.acts]:
+            raise NotConfirmed(f"“{beyond[0]}” is no part of the plan", "run this again with an empty confirm")
+        self.lines = [*self._started, *others]
+        number = self.first + sum(len(one.planned) for one in self._started)
+        self.report.plan_steps[number:] = [step for one in others for step in one.planned]
+        self.report.fact("plan changed", why)
+        logger().warning("%s", f"plan changed: {why}")
 
     def put_back(self) -> None:
         """Put back what was stopped, the last first, unless the new state is final: each under the permit of its

@@ -4,53 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
-from blocks.postgres.server import execute
+from blocks.postgres.server import Connection, execute
 from flows.database import expectations, restore_steps
 from flows.database import foreign_dumps as foreign
 from flows.database.gate import DatabaseCopy, DatabaseGate, gate_of_backup
+from flows.database.staged_restore import (
+    SWAP_SECONDS,
+    RestorableDatabase,
+    StagedBuild,
+    plan_rename,
+    plan_sequences,
+    plan_swap,
+    report_sequences,
+)
 from flows.database.superseded import discard_surplus
-from flows.database.waiting_commits import alone_act, free_commits, judge_commits
+from flows.database.waiting_commits import let_commits_return, plan_commits
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
+from runbook.change import Carrier, Change, Line, State, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, NoUndo, back_to
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import duration
-from tasks.backups.catalogue import Backup
-from tasks.postgres.content.content import read_counts
-from tasks.postgres.dump.fill import DumpSource
-from tasks.postgres.dump.foreign import ForeignDump, is_foreign, read_foreign
+from tasks.postgres.dump.foreign import is_foreign, read_foreign
+from tasks.postgres.replication.synchronous import Synchrony
 from tasks.postgres.restore.staged_copy import (
-    MAKE,
-    REPLACE,
     Copy,
     building_name,
     check_jobs,
     content_in,
     copy_name,
-    create_copy,
     dump_in,
     is_reserved,
     oid_of,
-    rename_copy,
 )
-from tasks.postgres.restore.swap import Swapped, advisory_lock, swap_databases
+from tasks.postgres.restore.swap import Swapped, advisory_lock
 from tasks.postgres.server.properties import Properties, read_properties
 from tasks.postgres.server.server import (
     Identity,
     Server,
-    find_obstacles,
     has_own_types,
     read_identity,
     read_server,
@@ -58,15 +61,58 @@ from tasks.postgres.server.server import (
 
 
 @dataclass(frozen=True)
-class RestorableDatabase:
-    """A dump, the attributes of its database, and the backup whose manifest proves it (None for a foreign dump)."""
+class DatabaseReplacement:
+    """The lines of a restore that replaces the live database."""
 
-    name: str
-    source: DumpSource
-    properties: Properties
-    bytes: int
-    backup: Backup | None
-    foreign: ForeignDump | None = None
+    report: Report
+    env: Environment
+    commits: Sequence[Change[[], Synchrony]]
+    build: StagedBuild
+    swap: Change[[Connection, Copy], Swapped]
+    sequences: Sequence[Change[[str], None]]
+
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """Return them in order."""
+        return *self.commits, *self.build.lines, self.swap, *self.sequences
+
+    def carry_out(self, carry: Carrier) -> Swapped:
+        """Carry them out, except `sequences`.
+
+        Raises:
+            RunbookFailed, OpsError: nothing was replaced.
+        """
+        for one in self.commits:
+            let_commits_return(self.report, self.env, carry, one)
+        with advisory_lock(self.env.postgres) as guard:
+            return carry(self.swap, guard, self.build.carry_out(carry))
+
+
+@dataclass(frozen=True)
+class DatabaseAddition:
+    """The lines of a restore that makes another database, and changes nothing live."""
+
+    report: Report
+    env: Environment
+    commits: Sequence[Change[[], Synchrony]]
+    build: StagedBuild
+    rename: Change[[Copy], str]
+
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """Return them in order."""
+        return *self.commits, *self.build.lines, self.rename
+
+    def carry_out(self, carry: Carrier) -> None:
+        """Carry them out.
+
+        Raises:
+            RunbookFailed, OpsError: there is no such database.
+        """
+        for one in self.commits:
+            let_commits_return(self.report, self.env, carry, one)
+        with advisory_lock(self.env.postgres):
+            carry(self.rename, self.build.carry_out(carry))
 
 
 def choose(
@@ -157,42 +203,6 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
     )
 
 
-def act(env: Environment, into: str) -> Act:
-    """The act to permit."""
-    return Act(MAKE, into) if into else Act(REPLACE, env.postgres.database)
-
-
-def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, into: str) -> None:
-    """The planned steps."""
-    if chosen.backup and not into:
-        restore_steps.plan_database(report, env, chosen.backup)
-        return
-    seconds = chosen.bytes / restore_steps.RESTORE_BYTES_PER_SECOND
-    target = into or env.postgres.database
-    copy = building_name(env.postgres.database, into) if into else copy_name(target)
-    with env.postgres.connect() as connection:
-        if oid_of(connection, copy):
-            report.plan("drop", f"{copy}: the leftover of an interrupted run", by=[create_copy])
-    report.plan(
-        f"restore {chosen.name}",
-        f"into the staged copy {copy}",
-        size=chosen.bytes,
-        seconds=seconds,
-        by=restore_steps.RESTORES,
-    )
-    proof = "against the manifest" if chosen.backup else "by the expectations alone: the dump has no manifest"
-    proves = restore_steps.PROVES if chosen.backup else (read_counts,)
-    report.plan("prove the copy" if chosen.backup else "check the copy", proof, seconds=seconds / 5, by=proves)
-    end = f"{copy} becomes {target}"
-    if into:
-        report.plan("rename", end, by=[rename_copy])
-    else:
-        report.plan("swap", f"{end}; the old one is kept as {target}__old_…", by=[swap_databases])
-
-
-SWAP_SECONDS = 0.2
-
-
 def _gate(report: Report, env: Environment, chosen: RestorableDatabase, live: Identity) -> DatabaseGate:
     name = env.postgres.database
     if chosen.backup:
@@ -201,9 +211,7 @@ def _gate(report: Report, env: Environment, chosen: RestorableDatabase, live: Id
     return DatabaseGate(report, env, DatabaseCopy(name, 0, 0, ()), otherwise=lambda _: unknown)
 
 
-def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Identity, gate: DatabaseGate) -> Effect:
-    if into:
-        return Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
+def _effect(env: Environment, chosen: RestorableDatabase, live: Identity, gate: DatabaseGate) -> Effect:
     name = env.postgres.database
     undo = "undo-restore" if live.oid else NoUndo(f"{name} is missing, so nothing of it is kept")
     what = back_to(name, chosen.backup.manifest.taken) if chosen.backup else f"{name} is replaced by {chosen.name}"
@@ -211,7 +219,7 @@ def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Ident
 
 
 def prove(
-    report: Report, env: Environment, chosen: RestorableDatabase, copy: Copy, into: str, *, strict: bool
+    report: Report, env: Environment, chosen: RestorableDatabase, copy: Copy, *, into: str, strict: bool
 ) -> object:
     """Prove the copy by content if there is a manifest; otherwise check it as a foreign dump.
 
@@ -288,42 +296,21 @@ def restore_database(
         workers = check_jobs(jobs)
         if into:
             judge_name(report, env, into)
-        server = read_server(env.postgres)
-        chosen = choose(report, env, backup, source, into, server, accept)
+        chosen = choose(report, env, backup, source, into, read_server(env.postgres), accept)
         live = read_identity(env.postgres, env.postgres.database)
-        if not into:
-            restore_steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
-        restore_steps.judge_space(report, env, chosen.bytes, backup=chosen.backup)
-        judge_commits(report, env)
-        plan_restore(report, env, chosen, into)
-        pin_database(report, env.postgres, replaced=not into)
-        gate = _gate(report, env, chosen, live)
-        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into, live, gate))
-        untouched = (
-            f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
-        )
-        report.state_is(untouched, "fix the findings above, then run this again")
-        free_commits(report, permit, env, after=live)
-        with advisory_lock(env.postgres) as guard:
-            with restore_steps.noting_failure(report, chosen.backup):
-                copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
-            proven = prove(report, env, chosen, copy, into, strict=strict)
-            ready = restore_steps.ready_database(report, env, copy, workers, after=proven)
-            if into:
-                rename_copy.after(ready)(permit, env.postgres, copy, into)
-            else:
-                gate.look_ahead()
-                with restore_steps.swapping(report):
-                    swapped = swap_databases.after(ready)(
-                        permit, env.postgres, guard, copy, live.oid, chosen.name, gate.judge
-                    )
-        how = "proven by content" if chosen.backup else "not proven: there is no manifest"
+        what = f"{live.database} is unchanged" if live.oid else f"there is no database {live.database} yet"
+        begun = State(what, "fix the findings above, then run this again")
+        commits = plan_commits(report, env, begun)
+        proof = partial(prove, report, env, chosen, into=into, strict=strict)
+        build = StagedBuild.plan(report, env, chosen, workers, into, proof, begun)
         if into:
-            report.outcome = f"{into} is restored from {chosen.name}, {how}; nothing else was changed"
+            _add(report, env, chosen, DatabaseAddition(report, env, commits, build, plan_rename(env, into)), into)
         else:
-            _report_swap(report, permit, env, chosen, swapped, gate, advance=advance)
-            report.outcome = f"{env.postgres.database} is restored from {chosen.name}, {how}"
-            discard_surplus(report, env)
+            gate = _gate(report, env, chosen, live)
+            swap = plan_swap(report, env, chosen, live, gate, partial(_swapped, chosen))
+            sequences = [plan_sequences(report, env)] if advance and live.oid else []
+            replacement = DatabaseReplacement(report, env, commits, build, swap, sequences)
+            _replace(report, env, chosen, replacement, _effect(env, chosen, live, gate), gate)
         if chosen.backup:
             mark_verified(report, chosen.backup)
             report.measure(*measured(chosen.backup))
@@ -331,31 +318,54 @@ def restore_database(
     return report
 
 
-def _report_swap(
+def _add(report: Report, env: Environment, chosen: RestorableDatabase, addition: DatabaseAddition, into: str) -> None:
+    pins = [lambda report: pin_database(report, env.postgres)]
+    effect = Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
+    with carrying_out(report, *addition.lines, effect=effect, pins=pins) as carry:
+        addition.carry_out(carry)
+    how = _proof_of(chosen)
+    report.outcome = f"{into} is restored from {chosen.name}, {how}; nothing else was changed"
+
+
+def _replace(
     report: Report,
-    permit: Permit,
     env: Environment,
     chosen: RestorableDatabase,
-    swapped: Swapped,
+    replacement: DatabaseReplacement,
+    effect: Effect,
     gate: DatabaseGate,
-    *,
-    advance: bool,
 ) -> None:
-    proven = "proven" if chosen.backup else "not proven"
-    report.state_is(
-        f"{chosen.name} is live, {proven}; "
-        + (f"the replaced database is kept as {swapped.kept}" if swapped.kept else "there was no database to keep"),
-        "do not restore again: that would lose the writes since"
-        + (f". To go back, run undo-restore with kept={swapped.kept}" if swapped.kept else ""),
-    )
-    if swapped.kept:
-        report.undo_is(Next("undo-restore", "", {"kept": swapped.kept}))
-    else:
-        report.fact("undo", "none: there was no database before, so nothing is kept")
-    restore_steps.advance(report, permit, env, swapped.kept, wanted=advance)
+    pins = [lambda report: pin_database(report, env.postgres, replaced=True)]
+    with carrying_out(report, *replacement.lines, effect=effect, pins=pins) as carry:
+        swapped = replacement.carry_out(carry)
+        if swapped.kept:
+            report.undo_is(Next("undo-restore", "", {"kept": swapped.kept}))
+        else:
+            report.fact("undo", "none: there was no database before, so nothing is kept")
+        for one in replacement.sequences:
+            carry(one, swapped.kept)
+    if not replacement.sequences:
+        report_sequences(report, env, swapped.kept, advance=False)
     judge_loss(report, env, chosen, gate)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
     report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
     if swapped.kept and "backend" in env.services.names and has_own_types(env.postgres, env.postgres.database):
         name = env.services.names["backend"]
         report.fact("restart", f"{name}: drivers (psycopg, asyncpg) cache the OIDs of the database's own types")
+    how = _proof_of(chosen)
+    report.outcome = f"{env.postgres.database} is restored from {chosen.name}, {how}"
+    discard_surplus(report, env)
+
+
+def _proof_of(chosen: RestorableDatabase) -> str:
+    return "proven by content" if chosen.backup else "not proven: there is no manifest"
+
+
+def _swapped(chosen: RestorableDatabase, swapped: Swapped) -> State:
+    proven = "proven" if chosen.backup else "not proven"
+    return State(
+        f"{chosen.name} is live, {proven}; "
+        + (f"the replaced database is kept as {swapped.kept}" if swapped.kept else "there was no database to keep"),
+        "do not restore again: that would lose the writes since"
+        + (f". To go back, run undo-restore with kept={swapped.kept}" if swapped.kept else ""),
+    )

@@ -13,7 +13,8 @@ from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.gate import DatabaseGate
 from runbook import metrics
 from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
-from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.guard.permit import Act, CarriesOut, Permit, PlannedStep
+from runbook.kinds import permitted_by
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups import catalogue
@@ -24,7 +25,6 @@ from tasks.postgres.content.content import DatabaseContent, read_content
 from tasks.postgres.content.definitions import as_once_stored
 from tasks.postgres.content.equivalence import compare_definitions
 from tasks.postgres.content.rowhash import FORM
-from tasks.postgres.content.sequences import advance_sequences, find_rewound
 from tasks.postgres.dump.accepted import table_of
 from tasks.postgres.dump.compression import compression_of, knows_compression
 from tasks.postgres.dump.fill import DumpSource, find_unknown
@@ -43,7 +43,7 @@ from tasks.postgres.restore.staged_copy import (
 from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.properties import Properties
 from tasks.postgres.server.requirements import Requirement, read_login, read_requirements
-from tasks.postgres.server.server import Obstacle, Server, judge_programs, read_identity
+from tasks.postgres.server.server import Obstacle, Server, judge_programs
 
 # Measured with two workers; the plan's estimate uses it.
 RESTORE_BYTES_PER_SECOND = 90e6
@@ -224,34 +224,53 @@ def judge_space(
 
 def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     """The planned steps for the database."""
-    content = content_in(backup)
-    seconds = content.bytes / RESTORE_BYTES_PER_SECOND
-    name, copy = env.postgres.database, copy_name(env.postgres.database)
-    known = report.plan_steps[-1:]
-    for place, needed in unpacking_of(env.postgres, backup).items():
-        report.plan(
-            f"unpack {backup.name}",
+    copy = copy_name(env.postgres.database)
+    filling = filling_steps(env, backup.name, backup, content_in(backup).bytes, copy)
+    report.plan_steps += [  # the dump is unpacked by the same action
+        replace(one, by=tuple(by.name for by in RESTORES), shared=number > 0) for number, one in enumerate(filling)
+    ]
+    report.plan_steps.append(replace(proof_step(backup), by=tuple(by.name for by in PROVES)))
+    report.plan("swap", swap_text(env, kept=True), seconds=0.2, by=[swap_databases])
+
+
+def filling_steps(
+    env: Environment, name: str, backup: Backup | None, database_bytes: int, copy: str
+) -> Sequence[PlannedStep]:
+    """Return the planned steps that restore a dump into the staged copy `copy`."""
+    seconds = database_bytes / RESTORE_BYTES_PER_SECOND
+    unpacking = [
+        PlannedStep(
+            f"unpack {name}",
             f"unpacked in {place}, as pg_restore here does not support its compression; deleted after the restore",
-            size=needed,
-            seconds=needed / UNPACK_BYTES_PER_SECOND,
-            by=RESTORES,
+            needed,
+            needed / UNPACK_BYTES_PER_SECOND,
         )
-    report.plan(
-        f"restore {backup.name}",
-        f"into the staged copy {copy}",
-        size=content.bytes,
-        seconds=seconds,
-        by=RESTORES,
-        shared=report.plan_steps[-1:] != known,  # the dump is unpacked by the same action
-    )
-    report.plan(
-        "prove the copy",
-        f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
-        seconds=seconds / 5,
-        by=PROVES,
-    )
-    kept = f"{copy} becomes {name}; the old {name} is kept as {name}__old_…"
-    report.plan("swap", kept, seconds=0.2, by=[swap_databases])
+        for place, needed in (unpacking_of(env.postgres, backup) if backup else {}).items()
+    ]
+    return *unpacking, PlannedStep(f"restore {name}", f"into the staged copy {copy}", database_bytes, seconds)
+
+
+def proof_step(backup: Backup) -> PlannedStep:
+    """Return the planned step that compares the copy with the manifest."""
+    content = content_in(backup)
+    detail = f"{content.rows:,} rows in {len(content.tables)} tables against the manifest"
+    return PlannedStep("prove the copy", detail, seconds=proof_seconds(content.bytes))
+
+
+def proof_seconds(database_bytes: int) -> float:
+    """Return the estimated time of the comparison."""
+    return database_bytes / RESTORE_BYTES_PER_SECOND / 5
+
+
+def swap_text(env: Environment, *, kept: bool) -> str:
+    """Return what a swap does. `kept`: a live database is replaced."""
+    name, copy = env.postgres.database, copy_name(env.postgres.database)
+    return f"{copy} becomes {name}; the old {name} is kept as {name}__old_…" if kept else rename_text(copy, name)
+
+
+def rename_text(copy: str, target: str) -> str:
+    """Return what a renaming does."""
+    return f"{copy} becomes {target}"
 
 
 @contextmanager
@@ -284,12 +303,11 @@ def noting_failure(report: Report, backup: Backup | None) -> Iterator[None]:
         raise
 
 
-def build_database(
-    permit: Permit, env: Environment, source: DumpSource, properties: Properties, jobs: int, into: str = ""
-) -> Copy:
-    """The filled staged copy of the live database, or of the database that `into` names."""
-    empty = create_copy(permit, env.postgres, properties, into)
-    return fill_copy(permit, env.postgres, source, properties, empty, jobs, into)
+def build_database(permit: Permit, env: Environment, source: DumpSource, properties: Properties, jobs: int) -> Copy:
+    """The filled staged copy of the live database."""
+    with permitted_by(permit):
+        empty = create_copy.bind(env.postgres, "", properties)()
+        return fill_copy.bind(env.postgres, "", source, properties)(empty, jobs)
 
 
 def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy) -> DatabaseContent:
@@ -393,30 +411,6 @@ def try_application_login(report: Report, env: Environment, copy: Copy, *, after
     user = try_login.after(after)(env.postgres, copy.database)
     report.require("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
     return user
-
-
-def advance(report: Report, permit: Permit, env: Environment, kept: str, *, wanted: bool) -> None:
-    """Report sequences behind the replaced database, and advance them if `wanted`.
-
-    It runs after the swap: clients of the old database took numbers until then.
-    """
-    live = read_identity(env.postgres, env.postgres.database)
-    rewound = find_rewound(env.postgres, kept, live.database) if kept else ()
-    if not rewound:
-        return
-    if wanted:
-        advance_sequences(permit, env.postgres, live.database, rewound)
-    else:
-        report.fact(
-            "numbers that will be used twice",
-            f"by {len(rewound)} sequences. This is harmless inside the database; if other systems store these numbers, "
-            "restore with advance=true",
-        )
-    report.table(
-        "Sequences behind the replaced database" + (" (advanced)" if wanted else ""),
-        ("sequence", "replaced database", "backup"),
-        [(item.sequence, item.live, item.copy) for item in rewound],
-    )
 
 
 def judge_data_loss(report: Report, env: Environment, backup: Backup, gate: DatabaseGate) -> None:

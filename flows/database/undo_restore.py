@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from blocks.environment import Environment
 from flows.database import restore_steps
 from flows.database.gate import DatabaseCopy, DatabaseGate
-from flows.database.restore import SWAP_SECONDS
+from flows.database.staged_restore import SWAP_SECONDS
 from flows.loss import planned_loss_of
 from flows.pinned import pin_database
 from runbook import clock

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blocks.environment import Environment
+from runbook.change import Carrier, Change, State
 from runbook.errors import Unreachable
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, Permit, PlannedStep
+from runbook.kinds import permitted_by
 from runbook.report import Report
 from runbook.wait import until
-from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, read_synchrony, synchrony
+from tasks.postgres.replication.synchronous import ALONE, Synchrony, address, commit_alone, read_synchrony, synchrony
 
 # A standby or WAL receiver reconnects within 5 s of the primary's start; on a busy host it takes longer.
 ATTACH_SECONDS = 30.0
@@ -34,8 +38,41 @@ def alone_act(env: Environment) -> Act:
     return Act(ALONE, address(env.postgres))
 
 
+def plan_commits(report: Report, env: Environment, begun: State) -> Sequence[Change[[], Synchrony]]:
+    """Judge whether a commit on the running server would return, and plan to continue without a standby. It is skipped
+    where commits return. No line if commits wait for no standby."""
+    if not _judge(report, env).needed:
+        return ()
+    step = _step()
+    return [Change(commit_alone.bind(env.postgres), step.step, step.detail, begun=begun, is_optional=True)]
+
+
+def let_commits_return(report: Report, env: Environment, carry: Carrier, planned: Change[[], Synchrony]) -> None:
+    """Override synchronous_standby_names where commits would hang, and report how to reattach the standbys. They get
+    `ATTACH_SECONDS` to reconnect."""
+    found = read_synchrony(env.postgres)
+    if not found.hangs or _attached(env):
+        carry.skip(planned, "enough standbys are connected")
+        return
+    carry(planned)
+    _report_override(report, env, found)
+
+
 def judge_commits(report: Report, env: Environment) -> None:
-    """Whether a commit on the running server would return, or wait forever for a missing standby."""
+    """As `plan_commits`, for a run with one permit for everything."""
+    if _judge(report, env).hangs:
+        step = _step()
+        report.plan(step.step, step.detail, by=[commit_alone])
+
+
+def _step() -> PlannedStep:
+    return PlannedStep(
+        "continue without a standby",
+        f"if none connects within {ATTACH_SECONDS:.0f} s: commits then wait for no standby",
+    )
+
+
+def _judge(report: Report, env: Environment) -> Synchrony:
     found = read_synchrony(env.postgres)
     if found.hangs:
         report.warn(
@@ -44,22 +81,20 @@ def judge_commits(report: Report, env: Environment) -> None:
             value=f"{len(found.connected)} standbys connected",
             expected=f"{found.needed}, by synchronous_standby_names ({found.names})",
         )
-        report.plan(
-            "continue without a standby",
-            f"if none connects within {ATTACH_SECONDS:.0f} s: commits then wait for no standby",
-            by=[commit_alone],
-        )
+    return found
 
 
 def free_commits(report: Report, permit: Permit, env: Environment, *, after: object, new: bool = False) -> None:
-    """Override synchronous_standby_names where commits would hang, and report how to reattach the standbys.
-
-    Nothing follows a `new` cluster; for others, standbys get `ATTACH_SECONDS` to reconnect.
-    """
+    """As `let_commits_return`, for a run with one permit for everything. Nothing follows a `new` cluster."""
     found = read_synchrony.after(after)(env.postgres)
     if not found.needed or not (new or found.hangs) or (not new and _attached(env)):
         return
-    commit_alone.after(found)(permit, env.postgres)
+    with permitted_by(permit):
+        commit_alone.bind(env.postgres)()
+    _report_override(report, env, found)
+
+
+def _report_override(report: Report, env: Environment, found: Synchrony) -> None:
     report.warn(
         "commits wait for no standby",
         reattaching(env),

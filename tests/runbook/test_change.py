@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from runbook.change import Change, Check, Line, Miscarried, State, carrying_out
+from runbook.change import Begun, Change, Check, Line, Miscarried, State, carrying_out
 from runbook.current import use_report
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, PlannedStep, PlanOnly
 from runbook.kinds import action
 from runbook.report import Report
+from runbook.submitted import require_wanted
+from runbook.wait import until
 
 EFFECT = Effect("the house is moved", "move it back")
 done: list[str] = []
@@ -278,3 +281,89 @@ def test_pins_are_noted_with_the_plan() -> None:
     with running("") as report, pytest.raises(PlanOnly), carrying_out(report, moving, effect=EFFECT):
         pass
     assert report.states["house"].value == "a"
+
+
+def test_other_lines_take_the_place_of_those_that_are_left(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    other = Change(move.bind("b"), "move", "b to the valley")
+    with (
+        running() as report,
+        carrying_out(report, STOPPING, MOVING, effect=EFFECT, may_follow=other.acts) as carry,
+    ):
+        carry(STOPPING)
+        carry.instead(LOOKING, other, why="a does not move")
+        carry(LOOKING)
+        carry(other, "the valley")
+    assert done == ["a stopped", "b → the valley"]
+    assert [one.detail for one in report.plan_steps] == ["a", "at a", "b to the valley"]
+    assert report.facts["plan changed"] == "a does not move"
+    assert "Step 3/3: move: b to the valley" in caplog.text
+
+
+def test_what_the_plan_did_not_permit_takes_no_place() -> None:
+    other = Change(move.bind("b"), "move", "b to the valley")
+    with running() as report, carrying_out(report, STOPPING, effect=EFFECT) as carry:
+        carry(STOPPING)
+        with pytest.raises(NotConfirmed, match="“move b” is no part of the plan"):
+            carry.instead(other, why="a does not move")
+
+
+@action(of=lambda house: Act("build", house), staged=True)
+def build(house: str, go_on: threading.Event) -> str:
+    while not go_on.wait(0.01):
+        require_wanted()
+    done.append(f"{house} built")
+    return house
+
+
+BUILDING = Change(build.bind("c"), "build", "c", done=State("c stands", "move in"))
+
+
+def test_a_line_is_carried_out_beside_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    go_on = threading.Event()
+    with running() as report, carrying_out(report, BUILDING, STOPPING, effect=EFFECT) as carry:
+        building = carry.begin(BUILDING, go_on)
+        carry(STOPPING)
+        assert report.state is None
+        go_on.set()
+        assert building.result() == "c"
+    assert done == ["a stopped", "c built"]
+    assert report.state
+    assert report.state.value == "c stands"
+    assert [line for line in caplog.messages if line.startswith("Step 1/2: build: done")]
+
+
+def test_nobody_forgets_a_line_that_runs() -> None:
+    with running() as report, pytest.raises(Miscarried, match="nobody waited for build"):
+        begin_building(report)
+
+
+def begin_building(report: Report) -> None:
+    go_on = threading.Event()
+    go_on.set()
+    with carrying_out(report, BUILDING, effect=EFFECT) as carry:
+        carry.begin(BUILDING, go_on)
+
+
+def test_a_step_beside_a_failed_run_ends_before_the_run_does() -> None:
+    """What it writes is removed next."""
+    stopped: list[str] = []
+    stopping = replace(STOPPING, reverse=lambda: stopped.append("started again"))
+    burning = Change(burn.bind("a"), "burn", "a")
+    pending: list[Begun[str]] = []
+
+    def carry_out_all(report: Report) -> None:
+        with carrying_out(report, BUILDING, stopping, burning, effect=EFFECT) as carry:
+            pending.append(carry.begin(BUILDING, threading.Event()))
+            carry(stopping)
+            until(lambda: report.submitted[0].is_running, what="the building begins", seconds=5)
+            carry(burning)
+
+    with running() as report, pytest.raises(OpsError, match="does not burn"):
+        carry_out_all(report)
+    assert not report.submitted[0].is_running
+    assert stopped == ["started again"]
+    with pytest.raises(OpsError, match="the run that began this step ended"):
+        pending[0].pending.result()
+    assert "c built" not in done

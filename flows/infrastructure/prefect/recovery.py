@@ -14,6 +14,7 @@ from flows.restart import start_again
 from flows.store import judge_key
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
+from runbook.kinds import permitted_by
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
@@ -189,7 +190,8 @@ def make_roles(report: Report, permit: Permit, own: Environment, chosen: Backup,
     """Create the backup's roles on a new cluster; nothing on an existing one."""
     if not server.is_bare:
         return None
-    made = create_roles(permit, own.postgres, chosen, server.roles)
+    with permitted_by(permit):
+        made = create_roles.bind(own.postgres, chosen, server.roles)()
     if made.names:
         report.fact("roles created from the backup", ", ".join(made.names))
     return made

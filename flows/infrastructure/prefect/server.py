@@ -30,6 +30,7 @@ from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.kinds import permitted_by
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -140,12 +141,14 @@ def restore_prefect(
             copy = restore_steps.build_database(permit, own, dump_in(chosen), content.properties, workers)
             proven = restore_steps.prove_database(report, own, chosen, copy)
             settled = settle_copy.after(proven, made)(permit, env.prefect_server, copy)
-            ready = restore_steps.ready_database(report, own, copy, workers, after=settled)
+            restore_steps.ready_database(report, own, copy, workers, after=settled)
             gate.look_ahead()
-            with recovery.services_stopped(report, env, found, live), restore_steps.swapping(report):
-                swapped = swap_databases.after(ready)(
-                    permit, own.postgres, guard, copy, live.oid, chosen.name, gate.judge
-                )
+            with (
+                recovery.services_stopped(report, env, found, live),
+                restore_steps.swapping(report),
+                permitted_by(permit),
+            ):
+                swapped = swap_databases.bind(own.postgres, live.oid, chosen.name, gate.judge)(guard, copy)
         recovery.report_swapped(report, chosen, swapped, settled)
         recovery.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
         report.fail_if_critical()

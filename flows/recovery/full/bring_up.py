@@ -15,6 +15,7 @@ from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.database.gate import DatabaseGate
+from flows.database.staged_restore import report_sequences
 from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
@@ -95,9 +96,8 @@ def swap(
     left = others_in(copies)
     name = chosen.database.name
     try:
-        done = swap_databases.after(services.last, copies.login)(
-            permit, env.postgres, guard, copies.database, live.oid, name, gate.judge
-        )
+        with permitted_by(permit):
+            done = swap_databases.bind(env.postgres, live.oid, name, gate.judge)(guard, copies.database)
     except SwapUnknown:
         services.may_have_swapped("database", left)
         raise
@@ -105,7 +105,8 @@ def swap(
     services.has_swapped("database", done.kept, left, Next("undo-restore", "", {"kept": done.kept}))
     report.loses(gate.measured)
     swap_others(report, permit, env, services, copies, chosen)
-    database.advance(report, permit, env, done.kept, wanted=advance)
+    with permitted_by(permit):
+        report_sequences(report, env, done.kept, advance=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
 

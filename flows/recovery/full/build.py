@@ -154,8 +154,9 @@ def build(
 def begin_database(permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> Pending[Copy]:
     """Begin to restore the dump into a staged copy, at the same time as the caller goes on: unpacking, too."""
     source, properties = chosen.dump or dump_in(chosen.database), content_in(chosen.database).properties
-    empty = create_copy(permit, env.postgres, properties)
-    return fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
+    with permitted_by(permit):
+        empty = create_copy.bind(env.postgres, "", properties)()
+        return fill_copy.bind(env.postgres, "", source, properties).submit(empty, jobs)
 
 
 def build_others(permit: Permit, env: Environment, chosen: OtherParts) -> StagedCopies:

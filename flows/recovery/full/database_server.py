@@ -24,6 +24,7 @@ from flows.recovery.full.start import (
 from flows.recovery.point.server_state import judge_slots
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
+from runbook.kinds import permitted_by
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
@@ -290,7 +291,8 @@ def start_database(
     free_commits(report, permit, env, after=live, new=new)
     server = read_server(env.postgres)
     if server.is_bare:
-        made = create_roles(permit, env.postgres, backup, server.roles)
+        with permitted_by(permit):
+            made = create_roles.bind(env.postgres, backup, server.roles)()
         if made.names:
             report.fact("roles created from the backup", ", ".join(made.names))
         if made.without_password:

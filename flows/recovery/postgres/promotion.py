@@ -20,6 +20,7 @@ from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import permitted_by
 from runbook.next import Next
 from runbook.report import Report
 from tasks.application.connection_string import SWITCH, switch_target
@@ -245,7 +246,8 @@ def settle(report: Report, permit: Permit, env: Environment, pair: ServerPair, a
         judge_receiver(report, pair.new, wal, 0 if refused else ATTACH_SECONDS)
     if not commits_return(pair.new, RETURN_SECONDS):
         found = read_synchrony.after(made)(pair.new)
-        commit_alone.after(found)(permit, pair.new)
+        with permitted_by(permit):
+            commit_alone.bind(pair.new)()
         report.warn(
             "commits wait for no standby",
             "rejoin the other server: until then a failure of this one loses acknowledged writes",

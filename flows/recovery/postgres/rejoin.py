@@ -14,6 +14,7 @@ from flows.recovery.postgres.promotion import AGAIN, judge_receiver
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.kinds import permitted_by
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import first_of, size
@@ -367,7 +368,8 @@ def wait_for_all(report: Report, permit: Permit, env: Environment, primary: Post
     if overridden:
         commit_together(primary)
     if not commits_return(primary, ATTACH_SECONDS):
-        found = commit_alone(permit, primary)
+        with permitted_by(permit):
+            found = commit_alone.bind(primary)()
         report.warn(
             "commits wait for no standby",
             "connect the missing standbys of synchronous_standby_names, then run this again",

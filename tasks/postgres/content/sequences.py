@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.postgres.content.content import sequence_values
 from tasks.postgres.content.pinned_session import read_names
@@ -42,11 +42,10 @@ def find_rewound(postgres: Postgres, replaced: str, restored: str) -> tuple[Rewo
     )
 
 
-@action(idempotent=True)
-def advance_sequences(permit: Permit, postgres: Postgres, database: str, rewound: Sequence[Rewound]) -> int:
-    """Set a restored database's sequences to the replaced one's values; returns their number."""
-    permit.require(REPLACE, postgres.database)
-    with postgres.connect(database) as connection:
+@action(of=lambda postgres: Act(REPLACE, postgres.database), idempotent=True)
+def advance_sequences(postgres: Postgres, rewound: Sequence[Rewound]) -> int:
+    """Set the restored database's sequences to the replaced one's values; returns their number."""
+    with postgres.connect(postgres.database) as connection:
         read_names(connection)
         for item in rewound:
             execute(connection, "SELECT setval(to_regclass(%s), %s)", item.sequence, item.live)

@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.postgres.replication.status import parse_sync_names
@@ -58,8 +58,8 @@ SELECT current_setting('synchronous_standby_names'),
 """
 
 
-@action(idempotent=True)
-def commit_alone(permit: Permit, postgres: Postgres) -> Synchrony:
+@action(of=lambda postgres: Act(ALONE, address(postgres)), idempotent=True)
+def commit_alone(postgres: Postgres) -> Synchrony:
     """Let commits wait for no standby; waiting ones return. A failure from now on loses writes that no standby has.
 
     ALTER SYSTEM overrides the configuration file; `commit_together` resets it.
@@ -67,7 +67,6 @@ def commit_alone(permit: Permit, postgres: Postgres) -> Synchrony:
     Raises:
         OpsError: a source above ALTER SYSTEM sets it.
     """
-    permit.require(ALONE, address(postgres))
     _reload(postgres, "ALTER SYSTEM SET synchronous_standby_names = ''")
     if (found := synchrony(postgres)).needed:
         raise OpsError(

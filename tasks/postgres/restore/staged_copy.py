@@ -15,7 +15,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.current import leaves, removed
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup, hand_of
 from tasks.postgres.content.content import DatabaseContent
@@ -119,12 +119,22 @@ def scratch_name(database: str) -> str:
     return name_beside(database, "__verify")
 
 
-@action(staged=True)
-def create_copy(permit: Permit, postgres: Postgres, properties: Properties, into: str = "") -> Copy:
-    """Create an empty staged copy with these properties: of the live database, or of the database `into`."""
-    require(permit, postgres, into or postgres.database)
-    name = building_name(postgres.database, into) if into else copy_name(postgres.database)
-    return _create(postgres, properties, name)
+def staging(postgres: Postgres, into: str) -> Act:
+    """Return the act of a run that builds a staged copy: it replaces the live database, or makes the database
+    `into`."""
+    return Act(MAKE, into) if into else Act(REPLACE, postgres.database)
+
+
+def staged_name(postgres: Postgres, into: str) -> str:
+    """Return the name of the staged copy of the live database, or of the database `into`."""
+    return building_name(postgres.database, into) if into else copy_name(postgres.database)
+
+
+@action(of=staging, staged=True)
+def create_copy(postgres: Postgres, into: str, properties: Properties) -> Copy:
+    """Create an empty staged copy with these properties: of the live database, or of the database `into`. A leftover
+    under its name is dropped."""
+    return _create(postgres, properties, staged_name(postgres, into))
 
 
 @action(idempotent=True)
@@ -142,15 +152,6 @@ def drop_scratch(postgres: Postgres) -> str:
     return name
 
 
-def require(permit: Permit, postgres: Postgres, target: str) -> None:
-    """Require the permit for a database under this name: replace the live one, or make another.
-
-    Raises:
-        NotConfirmed: the permit is for another act.
-    """
-    permit.require(REPLACE if target == postgres.database else MAKE, target)
-
-
 def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
     with postgres.connect() as connection:
         drop(postgres, connection, name)
@@ -160,18 +161,9 @@ def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
         return Copy(name, oid_of(connection, name))
 
 
-@action(staged=True)
-def fill_copy(
-    permit: Permit,
-    postgres: Postgres,
-    source: DumpSource,
-    properties: Properties,
-    copy: Copy,
-    jobs: int,
-    into: str = "",
-) -> Copy:
+@action(of=staging, staged=True)
+def fill_copy(postgres: Postgres, into: str, source: DumpSource, properties: Properties, copy: Copy, jobs: int) -> Copy:
     """Restore a dump into the staged copy, then set the database's privileges and settings."""
-    require(permit, postgres, into or postgres.database)
     return _fill(postgres, source, properties, copy, jobs)
 
 
@@ -190,14 +182,13 @@ def _fill(postgres: Postgres, source: DumpSource, properties: Properties, copy: 
     return Copy(copy.database, copy.oid, seconds, unfilled, source.accepted)
 
 
-@action
-def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> str:
+@action(of=lambda target: Act(MAKE, target))
+def rename_copy(postgres: Postgres, target: str, copy: Copy) -> str:
     """Rename a proven copy to its free target name.
 
     Raises:
         OpsError: the name was taken meanwhile, or a session uses the copy.
     """
-    permit.require(MAKE, target)
     with postgres.connect() as connection, refusals(connection):
         rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
         try:

@@ -24,7 +24,7 @@ from blocks.postgres.server import Connection, Postgres, execute, first_line, re
 from runbook.current import removed
 from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.postgres.restore.staged_copy import REPLACE, Copy, name_beside, oid_of, staged_database
@@ -76,15 +76,9 @@ Gate = Callable[[], None]
 back."""
 
 
-@action
+@action(of=lambda postgres: Act(REPLACE, postgres.database))
 def swap_databases(
-    permit: Permit,
-    postgres: Postgres,
-    guard: Connection,
-    copy: Copy,
-    live_oid: int,
-    backup: str,
-    gate: Gate,
+    postgres: Postgres, live_oid: int, backup: str, gate: Gate, guard: Connection, copy: Copy
 ) -> Swapped:
     """Give the copy the live name, and keep the old database under another.
 
@@ -92,7 +86,6 @@ def swap_databases(
         VerificationFailed: one of the names belongs to another database than the judged one.
         OpsError: a session cannot be ended, or a prepared transaction blocks the rename.
     """
-    permit.require(REPLACE, postgres.database)
     kept = _kept_name(guard, postgres.database) if live_oid else ""
     moves = [(postgres.database, kept, live_oid), (copy.database, postgres.database, copy.oid)]
     outage = exchange(postgres, guard, moves, by=backup, gate=gate)

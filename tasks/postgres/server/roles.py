@@ -14,7 +14,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.files import inside
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.shell import owner_of
 from tasks.backups.catalogue import Backup
@@ -33,8 +33,8 @@ class MadeRoles:
     without_password: tuple[str, ...]
 
 
-@action(idempotent=True)
-def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: Sequence[str]) -> MadeRoles:
+@action(of=lambda postgres: Act(REPLACE, postgres.database), idempotent=True)
+def create_roles(postgres: Postgres, backup: Backup, existing: Sequence[str]) -> MadeRoles:
     """Create the backup's missing roles and tablespaces on a server without databases.
 
     Backups contain no passwords: the application's comes from the secrets. CREATE TABLESPACE runs outside a
@@ -43,7 +43,6 @@ def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: S
     Raises:
         OpsError: a tablespace's directory is missing, or the server refuses a role.
     """
-    permit.require(REPLACE, postgres.database)
     lines = _globals(backup)
     with postgres.connect() as connection, refusals(connection):
         made = _make_roles(connection, postgres, lines, existing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import threading
 import time
@@ -13,13 +14,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from flows.database import restore_steps
+from flows.database import restore_steps, waiting_commits
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue
+from tasks.postgres.replication.synchronous import Synchrony
+from tasks.postgres.restore.staged_copy import copy_name
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_server
 from tests.database.backup.test_backup import newest
@@ -122,3 +125,79 @@ def test_no_number_is_given_out_twice_to_clients_that_go_on_until_the_swap(trial
     client.join(120)
     assert not client.is_alive(), "the swap ends its session"
     assert trial.sql("SELECT nextval('\"Ticket Numbers\"')")[0][0] > numbers[-1]
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["live", "into"])
+def test_the_lines_that_are_logged_are_those_that_were_planned(
+    trial: Trial, caplog: pytest.LogCaptureFixture, is_new: bool
+) -> None:
+    backup_database.fn(NAME)
+    into = f"{trial.database}_lines" if is_new else ""
+    trial.sql("SELECT nextval('\"Ticket Numbers\"') FROM generate_series(1, 25)")
+    if not into:
+        trial.server.create_database(copy_name(trial.database))
+    planned = restore_database.fn(NAME, advance=True, into=into)
+    steps = [step.step for step in planned.plan_steps if not step.step.startswith("unpack ")]
+    restored = f"restore {newest(trial).name}"
+    last = ["rename"] if into else ["swap", "advance sequences"]
+    assert steps == [*(["drop"] if not into else []), "create", restored, "prove the copy", "ANALYZE", *last]
+    caplog.clear()
+    caplog.set_level(logging.INFO, logger="ops")
+    report = restore_database.fn(NAME, **{**planned.pins, "advance": True, "into": into}, confirm=NAME)
+    assert report.plan_steps == planned.plan_steps, "its copy is dropped in the run"
+    begun = [
+        line for line in caplog.messages if line.startswith("Step ") and "done in" not in line and " so far" not in line
+    ]
+    number = len(planned.plan_steps)
+    assert [line.split(": ")[:2] for line in begun] == [
+        [f"Step {position}/{number}", step.step] for position, step in enumerate(planned.plan_steps, 1)
+    ]
+
+
+def test_commits_that_wait_forever_are_let_go_and_that_is_planned(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The plan has the line also while a standby is connected: one that dies meanwhile does not make it another."""
+    backup_database.fn(NAME)
+    monkeypatch.setattr(waiting_commits, "ATTACH_SECONDS", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting_commits, "read_synchrony", lambda _: Synchrony("nobody", 1, ("nobody",)))
+        planned = restore_database.fn(NAME)
+        assert planned.plan_steps[0].step == "continue without a standby"
+        assert not [found for found in planned.findings if found.name == "commits wait forever"]
+        caplog.set_level(logging.INFO, logger="ops")
+        restore()
+        name = f"Step 1/{len(planned.plan_steps)}: continue without a standby"
+        assert f"{name}: skipped: enough standbys are connected" in caplog.messages
+        planned = restore_database.fn(NAME)
+    trial.server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    trial.server.sql("SELECT pg_reload_conf()")
+    try:
+        report = restore_database.fn(NAME, **planned.pins, confirm=NAME)
+        (found,) = [found for found in report.findings if found.name == "commits wait for no standby"]
+        assert "overridden" in found.value
+        assert trial.server.sql("SHOW synchronous_standby_names") == [("",)]
+    finally:
+        trial.server.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        trial.server.sql("SELECT pg_reload_conf()")
+
+
+def test_what_belongs_to_the_live_database_is_looked_for_again_just_before_the_swap(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup_database.fn(NAME)
+    ready = restore_steps.ready_database
+
+    def late(*arguments: Any, **named: Any) -> str:
+        with trial.server.connect(trial.database) as connection:
+            connection.execute("BEGIN; INSERT INTO by_mood VALUES ('ok', 1); PREPARE TRANSACTION 'tx-late'")
+        return ready(*arguments, **named)
+
+    monkeypatch.setattr(restore_steps, "ready_database", late)
+    oid = trial.oid()
+    try:
+        with pytest.raises(RunbookFailed, match="prepared transaction tx-late.*ROLLBACK PREPARED"):
+            restore_database.fn(NAME, confirm=NAME)
+        assert trial.oid() == oid
+    finally:
+        trial.sql("ROLLBACK PREPARED 'tx-late'")

@@ -9,9 +9,7 @@ import pytest
 
 from flows.database.backup import backup_database
 from runbook.errors import OpsError
-from runbook.guard.permit import Act, Permit
 from tasks.postgres.dump.dump import GLOBALS
-from tasks.postgres.restore.staged_copy import REPLACE
 from tasks.postgres.server.roles import create_roles
 from tests.database.backup.test_backup import newest
 from tests.database.conftest import NAME, Trial
@@ -37,8 +35,7 @@ def test_only_what_is_lacking_is_made(trial: Trial, tmp_path: Path) -> None:
     attributes = "SELECT rolname, rolsuper, rolcanlogin FROM pg_roles WHERE rolname ~ 'odd|^postgres' ORDER BY 1"
     with running_postgres() as server:
         server.sql('CREATE ROLE "odd one" NOLOGIN; CREATE ROLE grc_user LOGIN')
-        permit = Permit(NAME, (Act(REPLACE, "grc_db"),))
-        made = create_roles.work(permit, server.block("grc_db"), backup, ["odd one", "postgres", "grc_user"])
+        made = create_roles.work(server.block("grc_db"), backup, ["odd one", "postgres", "grc_user"])
         assert made.names == ("postgres_2",)
         assert server.sql(attributes) == [
             ("odd one", False, False),
@@ -48,4 +45,4 @@ def test_only_what_is_lacking_is_made(trial: Trial, tmp_path: Path) -> None:
         assert server.sql("SELECT setconfig FROM pg_db_role_setting") == [(["work_mem=2MB"],)]
         (tmp_path / GLOBALS).write_text("CREATE ROLE grc_user;\nALTER ROLE grc_user WITH NO SUCH THING;\n")
         with pytest.raises(OpsError, match='PostgreSQL refuses: role "grc_user" already exists'):
-            create_roles.work(permit, server.block("grc_db"), backup, ["postgres"])
+            create_roles.work(server.block("grc_db"), backup, ["postgres"])

@@ -19,13 +19,12 @@ from flows.database.superseded import discard_superseded
 from flows.database.tables import restore_tables, undo_restore_tables
 from runbook import shell
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import manifest
 from tasks.postgres.content import pinned_session
 from tasks.postgres.content.content import content_of, read_counts
-from tasks.postgres.restore.staged_copy import MAKE, Copy, content_in, rename_copy
+from tasks.postgres.restore.staged_copy import Copy, content_in, rename_copy
 from tasks.postgres.tables import swap
 from tasks.postgres.tables.kept import find_superseded_tables
 from tasks.postgres.tables.pairs import match_tables
@@ -360,9 +359,8 @@ def test_what_postgresql_refuses_is_one_sentence(trial: Trial, monkeypatch: pyte
         drop_tables_scratch.work(postgres)
     trial.sql("ROLLBACK PREPARED 'p'", database=scratch)
 
-    permit = Permit(NAME, (Act(MAKE, "other"),))
     with trial.server.connect(scratch), pytest.raises(OpsError, match="a session uses .* cannot be renamed to other"):
-        rename_copy.work(permit, postgres, Copy(scratch, 0), "other")
+        rename_copy.work(postgres, "other", Copy(scratch, 0))
     drop_tables_scratch.work(postgres)
     assert scratch not in trial.databases()
 

@@ -72,9 +72,7 @@ def test_a_server_whose_data_is_elsewhere_is_not_taken_for_a_lost_one(
 
 def test_roles_tablespaces_and_passwords_of_a_new_server(system: System, tmp_path: Path) -> None:
     """Killed half-way and launched again it ends well; roles without a password are named, ours is not in the log."""
-    from runbook.guard.permit import Act, Permit
     from tasks.backups.catalogue import Backup, names, open_backup
-    from tasks.postgres.restore.staged_copy import REPLACE
 
     store = DirectoryStore(system.store("postgres"))
     whole = open_backup(store, names(store, "postgres")[-1])
@@ -86,15 +84,15 @@ def test_roles_tablespaces_and_passwords_of_a_new_server(system: System, tmp_pat
             + "CREATE ROLE reporter;\nALTER ROLE reporter WITH NOSUPERUSER LOGIN;\n"
             + f"CREATE TABLESPACE fast OWNER reporter LOCATION '{fast}';\n"
         )
-        block, permit = server.block("grc_db"), Permit(system.name, (Act(REPLACE, "grc_db"),))
+        block = server.block("grc_db")
         with pytest.raises(OpsError, match="a tablespace cannot be created.*create that directory"):
-            create_roles.work(permit, block, backup, ["postgres"])
+            create_roles.work(block, backup, ["postgres"])
         server.account.directory(fast, 0o700)
-        assert create_roles.work(permit, block, backup, ["grc_user", "postgres", "reporter"]).names == ()
+        assert create_roles.work(block, backup, ["grc_user", "postgres", "reporter"]).names == ()
         assert server.sql("SELECT count(*) FROM pg_tablespace WHERE spcname = 'fast'") == [(1,)]
         server.sql("DROP TABLESPACE fast")
         server.sql("DROP ROLE reporter, grc_user")
-        made = create_roles.work(permit, block, backup, ["postgres"])
+        made = create_roles.work(block, backup, ["postgres"])
         assert (made.names, made.without_password) == (("grc_user", "reporter"), ("reporter",))
         block.connect("postgres", as_application=True).close()
         assert block.password.get_secret_value() not in server.log.read_text()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from blocks.postgres.server import Postgres
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import permitted_by
 from runbook.wait import until
 from tasks.postgres.replication.synchronous import (
     ALONE,
     Synchrony,
-    address,
     commit_alone,
     commit_together,
     read_synchrony,
@@ -20,10 +19,6 @@ from tests.fixtures.postgres.clusters import Cluster
 from tests.fixtures.servers import running_postgres
 
 NAMES = "ANY 1 (standby, receiver)"
-
-
-def permit(postgres: Postgres) -> Permit:
-    return Permit("test", (Act(ALONE, address(postgres)),))
 
 
 def test_who_confirms_is_told(cluster: Cluster) -> None:
@@ -46,13 +41,13 @@ def test_a_commit_that_waits_returns_when_commits_wait_for_nobody_and_later_ones
         writes.wait(5)
         with cluster.crashed("standby"), cluster.crashed("receiver"):
             until(lambda: cluster.sql("postgres", waiting) == [(1,)], what="a commit that waits", seconds=120)
-            with pytest.raises(NotConfirmed):
-                commit_alone.work(Permit("test", (Act(ALONE, "another:5432"),)), primary)
+            with pytest.raises(NotConfirmed), permitted_by(Permit("test", (Act(ALONE, "another:5432"),))):
+                commit_alone.bind(primary)()
             assert cluster.sql("postgres", waiting) == [(1,)]
-            found = commit_alone.work(permit(primary), primary)
+            found = commit_alone.work(primary)
             assert (found.names, found.needed, found.hangs) == ("", 0, False)
             writes.wait(20)
-            assert commit_alone.work(permit(primary), primary) == found, "done twice it is done"
+            assert commit_alone.work(primary) == found, "done twice it is done"
             assert cluster.sql("postgres", "SHOW synchronous_standby_names") == [("",)]
         until(lambda: cluster.streaming() == {"standby", "receiver"}, what="their return", seconds=120)
         commit_together.work(primary)
@@ -67,4 +62,4 @@ def test_what_stands_above_alter_system_is_said() -> None:
         primary = server.block("postgres")
         assert read_synchrony.work(primary) == Synchrony("nobody", 1, ())
         with pytest.raises(OpsError, match="does not change: .* — remove it from the server's command line"):
-            commit_alone.work(permit(primary), primary)
+            commit_alone.work(primary)
