@@ -120,7 +120,7 @@ def carrying_out(
 
 
 @dataclass(eq=False)
-class Begun(Generic[R]):
+class BegunLine(Generic[R]):
     """A line that is carried out beside others. Its state and its log line come with its result."""
 
     carrier: Carrier
@@ -150,7 +150,7 @@ class Carrier:
     _begun: list[Change[..., Any]] = field(default_factory=list)
     _last: object = None
     _is_final: bool = False
-    running: list[Begun[Any]] = field(default_factory=list)
+    running: list[BegunLine[Any]] = field(default_factory=list)
 
     def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Carry out a line with the arguments that only the run knows.
@@ -165,13 +165,13 @@ class Carrier:
             self.end(line, result)
         return result
 
-    def begin(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> Begun[R]:
+    def begin(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> BegunLine[R]:
         """Carry out a line, whose work is a bound action, beside those that follow."""
         assert isinstance(line.work, Bound)
         numbers = self._start(line)
         started = self.report.step_log.begin(numbers, self.report.plan_steps)
         with self._under_way(line):
-            begun = Begun(self, line, line.work.submit(*args, **kwargs), numbers, started)
+            begun = BegunLine(self, line, line.work.submit(*args, **kwargs), numbers, started)
         self.running.append(begun)
         return begun
 

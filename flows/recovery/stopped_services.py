@@ -18,7 +18,7 @@ from flows.redis.restore.steps import put_back
 from flows.restart import start_again
 from runbook.errors import OpsError, ending_the_run
 from runbook.guard.permit import Permit
-from runbook.kinds import Pending
+from runbook.kinds import Pending, permitted_by
 from runbook.next import Next
 from runbook.report import Report
 from tasks.host.services import Started, read_services, stop_services
@@ -178,13 +178,15 @@ class SystemServices(StoppedServices):
         self.redis_stopping = True
         if self.redis_gate:
             try:
-                self.last = self.redis_gate.fence(after=self.last)
+                with permitted_by(self.permit):
+                    self.last = self.redis_gate.fence(after=self.last)
             finally:
                 self.topology = self.redis_gate.around
             return
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory
-            self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)
+            with permitted_by(self.permit):
+                self.topology = detach.bind(self.env.redis, self.topology, reports)()
         self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
 
     def _starting_order(self) -> Sequence[str]:
@@ -197,7 +199,8 @@ class SystemServices(StoppedServices):
         others = self.topology and self.topology.master not in ("", self.topology.own)
         if self.redis_stopping and self.topology and ("redis" in self.running or others):
             try:
-                put_back(self.report, self.env, self.permit, self.topology)
+                with permitted_by(self.permit):
+                    put_back(self.report, self.env, self.topology)
             except OpsError as error:
                 self.report.fail("replicas and Sentinels reattached", error.hint, value=error.message)
 

@@ -215,9 +215,10 @@ def restore_redis(
             return report
         chosen = choice.choose(report, env, backup, source)
         with methods.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
-            pin_redis(report, env.redis, replaced=True)
-            effect = methods.effect(report, env, chosen.backup, prefixes)
-            restore.run(report.permit(*restore.acts, effect=effect))
+            effect = methods.effect(restore.lines, env, chosen.backup, prefixes)
+            pins = [lambda report: pin_redis(report, env.redis, replaced=True)]
+            with carrying_out(report, *restore.lines, effect=effect, pins=pins) as carry:
+                restore.carry_out(carry)
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)

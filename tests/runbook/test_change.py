@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runbook.change import Begun, Change, Check, Line, Miscarried, State, carrying_out
+from runbook.change import BegunLine, Change, Check, Line, Miscarried, State, carrying_out
 from runbook.current import use_report
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.effect import Effect
@@ -233,6 +233,19 @@ def test_what_a_failed_run_stopped_is_put_back_until_the_new_state_is_final(is_f
     assert done == ["a stopped", "a → the hill", *again]
 
 
+def test_a_reverse_has_the_permit_of_its_change() -> None:
+    """And no other: it puts back what that change may do."""
+    again, other = stop.bind("a"), stop.bind("b")
+    stopping, burning = replace(STOPPING, reverse=again), Change(burn.bind("a"), "burn", "a")
+    stopping_b = replace(STOPPING, step="stop again", reverse=other)
+    with running() as report, pytest.raises(OpsError, match="does not burn"):
+        carry_out(report, [stopping, stopping_b, burning], stopping, stopping_b, burning)
+    assert done == ["a stopped", "a stopped", "a stopped"]
+    (found,) = report.findings
+    assert found.name == "not put back: stop again"
+    assert "“stop b” is not in this run's permit" in found.value
+
+
 def test_what_was_skipped_or_refused_is_not_put_back() -> None:
     again = list[str]()
     skipped = replace(STOPPING, is_optional=True, reverse=lambda: again.append("skipped"))
@@ -369,7 +382,7 @@ def test_a_step_beside_a_failed_run_ends_before_the_run_does() -> None:
     stopped: list[str] = []
     stopping = replace(STOPPING, reverse=lambda: stopped.append("started again"))
     burning = Change(burn.bind("a"), "burn", "a")
-    pending: list[Begun[str]] = []
+    pending: list[BegunLine[str]] = []
 
     def carry_out_all(report: Report) -> None:
         with carrying_out(report, BUILDING, stopping, burning, effect=EFFECT) as carry:

@@ -66,7 +66,7 @@ def system_services(
         redis_kept=chosen.redis_kept,
         stops_redis=env.has("redis") and chosen.stops_redis,
         other_master=other_master(env, chosen),
-        redis_gate=RedisGate(report, env, permit, topology, live) if topology and live else None,
+        redis_gate=RedisGate(report, env, topology, live) if topology and live else None,
     )
 
 
@@ -152,8 +152,9 @@ def swap_others(
     """
     left = others_in(copies)
     if copies.redis:
-        live = _pass_redis(services, chosen)
-        services.last = redis = swap_redis.after(services.last, live)(permit, env.redis, copies.redis)
+        _pass_redis(services, chosen)
+        with permitted_by(permit):
+            services.last = redis = swap_redis.bind(env.redis, copies.redis)()
         services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
         services.redis_replaced = redis.kept
         services.has_swapped("Redis", redis.kept, left := left[1:], _directory("undo-restore-redis", redis.kept))
@@ -241,7 +242,7 @@ def start_application(
         note_started(env.redis, env.reports_directory, services.redis_replaced)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
     # The backend finds its master through the Sentinels; the replicas may follow while the application is checked.
-    attaching = _attach(services, started) if not problems else None
+    attaching = _attach(services) if not problems else None
     roles, healthy = env.services_in(("backend", "frontend")), partial(answers, env.application)
     started = start_services.after(started)(env.services, roles, answers=healthy)
     try:
@@ -287,16 +288,18 @@ def report_attached(report: Report, env: Environment, services: SystemServices, 
     """Wait until the replicas of Redis are in sync, and report the servers and Sentinels that are not attached."""
     if started.attaching:
         attached = started.attaching.result()
-        waiting = wait_for_followers.after(attached)(services.permit, env.redis, attached, env.reports_directory)
+        with permitted_by(services.permit):
+            waiting = wait_for_followers.bind(env.redis, attached, env.reports_directory)()
         report_not_attached(report, waiting)
 
 
-def _attach(services: SystemServices, after: object) -> Pending[Attached] | None:
+def _attach(services: SystemServices) -> Pending[Attached] | None:
     """Replicas follow and Sentinels monitor Redis again."""
     if services.topology is None or services.topology.is_alone:
         return None
     env = services.env
-    return attach.after(after).submit(services.permit, env.redis, services.topology, env.reports_directory)
+    with permitted_by(services.permit):
+        return attach.bind(env.redis, services.topology, env.reports_directory).submit()
 
 
 def _judge_counts(report: Report, live: dict[str, int], copies: StagedCopies) -> None:

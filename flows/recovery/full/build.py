@@ -166,8 +166,8 @@ def build_others(permit: Permit, env: Environment, chosen: OtherParts) -> Staged
 
 def begin_others(permit: Permit, env: Environment, chosen: OtherParts) -> Callable[[], StagedCopies]:
     """Begin to build Redis and the files. The returned function waits for them."""
-    redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     with permitted_by(permit):
+        redis = build_redis_copy.bind(env.redis, chosen.redis).submit() if chosen.redis else None
         files = build_files_copy.bind(env.application, chosen.files).submit() if chosen.files else None
 
     @ending_the_run()

@@ -18,14 +18,14 @@ from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.backup import judge_kept
 from flows.redis.restore import capture as redis_capture
 from flows.redis.restore import sources as redis_sources
-from flows.redis.restore.methods import living_master
 from flows.redis.restore.sources import RedisSource
-from flows.redis.restore.steps import judge_redis
+from flows.redis.restore.steps import judge_redis, living_master
 from flows.store import read_files, report_failed, store_for
 from runbook import clock, metrics
 from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import permitted_by
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.application.connection_string import SWITCH
@@ -333,7 +333,8 @@ def captured(report: Report, permit: Permit, env: Environment, chosen: Parts, li
     """
     if not (chosen.redis_survivor and live):
         return chosen
-    backup, loss = redis_capture.capture(report, permit, env, chosen.redis_survivor, live)
+    with permitted_by(permit):
+        backup, loss = redis_capture.capture(report, env, chosen.redis_survivor, live)
     return replace(chosen, redis=backup, redis_survivor=replace(chosen.redis_survivor, loss=loss))
 
 

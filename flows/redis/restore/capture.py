@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -10,13 +12,13 @@ from flows import store as stores
 from flows.loss import require_confirmed
 from flows.redis.backup import keep_live, seal
 from flows.redis.restore.findings import report_no_checksum
-from flows.redis.restore.steps import judge_preconditions
+from flows.redis.restore.steps import UNTOUCHED, judge_preconditions, judge_stoppable
 from runbook import metrics
+from runbook.change import Change, State
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import inside
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.backups import publishing
@@ -27,22 +29,28 @@ from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
 from tasks.redis.content.manifest import EMPTY, RedisContent
 from tasks.redis.persistence.newest import aof_manifest, find_newest
-from tasks.redis.restore.copy import build_redis_copy
+from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
 from tasks.redis.restore.live import LiveRedis
-from tasks.redis.restore.place import judge_stop
-from tasks.redis.restore.survivors import SurvivingCopy, files_loss, released, require_received
+from tasks.redis.restore.survivors import SurvivingCopy, back_up_replica, files_loss, require_received
 from tasks.redis.server import live_directory
 from tasks.redis.settings.file import read_configuration
 from tasks.redis.topology.topology import ReplicationTopology
 
 
 def judge(report: Report, env: Environment, copy: SurvivingCopy, around: ReplicationTopology) -> RedisFitness:
+    """Judge a copy, and whether the server that it replaces can be stopped."""
+    fitness = judge_copy(report, env, copy, around)
+    judge_stoppable(report, env, is_up=fitness.live_keys is not None)
+    return fitness
+
+
+def judge_copy(report: Report, env: Environment, copy: SurvivingCopy, around: ReplicationTopology) -> RedisFitness:
     """Whether a copy's data can replace the server's, and fits in the store. Its keys are proven after the capture."""
     databases = {number: EMPTY.model_copy(update={"all_keys": keys}) for number, keys in copy.keys.items()}
     content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
     fitness = judge_redis_copy(env.redis, content, around)
-    judge_preconditions(report, (*fitness.preconditions, *judge_stop(env.redis, env.services)))
+    judge_preconditions(report, fitness.preconditions)
     if copy.is_aof:
         report_no_checksum(report)
     disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)
@@ -66,25 +74,38 @@ def judge_gap(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
 
 def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
     """Plan the capture and the staged copy."""
-    report.plan(
+    (capture_step,), (build_step,) = capturing(report, env, copy, UNTOUCHED).planned, building(env, copy).planned
+    report.plan_steps.append(replace(capture_step, by=(publishing.publish.name,)))
+    report.plan_steps.append(replace(build_step, by=(build_redis_copy.name,)))
+
+
+def capturing(
+    report: Report, env: Environment, copy: SurvivingCopy, state: State
+) -> Change[[LiveRedis], tuple[Backup, Loss]]:
+    """The backup of a surviving copy. `state`: from then on, should the run fail."""
+    return Change(
+        partial(capture, report, env, copy),
         "back up Redis's surviving data",
         f"{copy.name}, {copy.all_keys:,} keys, after the services are stopped; the backup is proven before it is used",
         size=copy.memory_bytes,
         seconds=2,
-        by=[publishing.publish],
+        by=[back_up_replica.bind(env.redis)] if copy.kind == "replica" else [],
+        begun=state,
     )
-    report.plan(
+
+
+def building(env: Environment, copy: SurvivingCopy) -> Change[[Backup], RedisCopy]:
+    """The staged copy of the captured backup."""
+    return Change(
+        build_redis_copy.bind(env.redis),
         "restore a staged copy of Redis",
         f"that backup into {env.redis.data_directory}.restoring, then prove it",
         size=copy.memory_bytes,
         seconds=1,
-        by=[build_redis_copy],
     )
 
 
-def capture(
-    report: Report, permit: Permit, env: Environment, copy: SurvivingCopy, live: LiveRedis
-) -> tuple[Backup, Loss]:
+def capture(report: Report, env: Environment, copy: SurvivingCopy, live: LiveRedis) -> tuple[Backup, Loss]:
     """Back up a surviving copy into the store, with a manifest, and measure its loss. `latest` never means that backup.
     The services are stopped, and the replicas detached. `live`: the server at its stop.
 
@@ -96,8 +117,8 @@ def capture(
     loss = _measure(env, copy, live)
     require_confirmed(report, loss)
     if copy.kind == "replica":
-        with released(permit, env.redis, copy, env.reports_directory) as replica:
-            backup = keep_live(report, env, replica)
+        backing_up = back_up_replica.bind(env.redis, copy, env.reports_directory)
+        backup = backing_up(lambda replica: keep_live(report, env, replica))
     else:
         backup = _capture_files(report, env)
     failpoint("redis: surviving data captured")

@@ -13,7 +13,6 @@ from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows.loss import require_confirmed
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.units import first_of
 from tasks.backups.catalogue import Backup
@@ -31,12 +30,12 @@ class RedisGate:
 
     report: Report
     env: Environment
-    permit: Permit
     around: ReplicationTopology
     judged: LiveRedis
     was_running: bool = False
     stopped: StoppedRedis | None = None
     fenced: LiveRedis | None = None
+    _same: LiveRedis | None = None
 
     def fence(self, after: object = None) -> LiveRedis:
         """Detach the others, stop the server, and prove that it is the judged one. A second call does nothing.
@@ -47,13 +46,38 @@ class RedisGate:
         """
         if self.fenced:
             return self.fenced
+        self.detach(after)
+        return self.stop()
+
+    def detach(self, after: object = None) -> ReplicationTopology:
+        """Detach the others from the server that was judged.
+
+        Raises:
+            LossExceeded: another process serves. Nothing was detached.
+            OpsError: a Sentinel or a server refuses.
+        """
+        self._require_judged(after)
+        if not self.around.is_alone:
+            self.around = detach.bind(self.env.redis, self.around, self.env.reports_directory)()
+        return self.around
+
+    def stop(self) -> LiveRedis:
+        """Stop the server, and prove that it is the judged one.
+
+        Raises:
+            LossExceeded: another process served meanwhile. Nothing was replaced.
+            OpsError: it does not stop.
+        """
         env = self.env
-        self.was_running = env.services.state("redis").comes_back
-        same = require_judged.after(after)(env.redis, self.judged)
-        self.around = detach.after(same)(self.permit, env.redis, self.around, env.reports_directory)
+        self._require_judged()
         self.stopped = stop_redis.after(self.around)(env.redis, env.services)
         self.fenced = require_fenced.after(self.stopped)(env.redis, self.judged, self.stopped)
         return self.fenced
+
+    def _require_judged(self, after: object = None) -> None:
+        if not self._same:
+            self.was_running = self.env.services.state("redis").comes_back
+            self._same = require_judged.after(after)(self.env.redis, self.judged)
 
     def judge(self, loss: Loss, backup: Backup | None = None) -> LiveRedis:
         """Let the data pass to the swap, which follows at once. `loss`: what it lacks, measured behind the fence;

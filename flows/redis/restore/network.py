@@ -5,75 +5,60 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import redis
+from functools import partial
+from typing import Any
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows.redis.backup import keep_live
-from flows.redis.master import judge_master
 from flows.redis.restore import findings, prefixes
 from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.gate import loss_of, pass_serving
-from flows.redis.restore.steps import plan_detaching, put_back
+from flows.redis.restore.prefixes import KeyRoute
+from flows.redis.restore.replacement import attaching
+from flows.redis.restore.steps import UNTOUCHED, detach_steps, judge_detaching, put_back
+from flows.redis.restore.target import RestoreTarget, find_target, require_same_servers
+from runbook.change import Carrier, Change, Check, Line, State
 from runbook.errors import OpsError
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration, size
-from tasks.backups import publishing
 from tasks.redis.content.reading import drop_prefixes, held_still
 from tasks.redis.line import RedisLine, live_line
 from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
 from tasks.redis.restore.equal import KeyComparison, compare_keys
-from tasks.redis.restore.live import LiveRedis, read_live
-from tasks.redis.restore.network import (
-    ACT,
-    NotReached,
-    RedisLeftover,
-    find_leftover,
-    forget_dead,
-    replace_by_replication,
-    still_follows,
-)
-from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
-from tasks.redis.restore.prefixes import RestoreOrder, count_keys, find_refusal, restore_functions, restore_keys
-from tasks.redis.restore.route import Route, find_route
+from tasks.redis.restore.network import NotReached, forget_dead, replace_by_replication
+from tasks.redis.restore.prefixes import Restored, count_keys, find_refusal
 from tasks.redis.restore.writes import LiveWrites, watched_writes
-from tasks.redis.sentinels import Watch, read_sentinels
-from tasks.redis.server import answers
-from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
-from tasks.redis.topology.topology import ReplicationTopology, find_record, read_topology
+from tasks.redis.topology.isolation import detach, note_swapped
+from tasks.redis.topology.topology import ReplicationTopology
 
 ALL = (b"",)
 BYTES_PER_SECOND = 50e6
 
 
 @dataclass(frozen=True)
-class NetworkRestore:
-    """A backup in a scratch server, and the live server that gets its data."""
+class KeyByKeyRestore:
+    """All data of a live server is replaced key by key. `clearing`: ends what a killed run began."""
 
-    report: Report
-    env: Environment
     target: RestoreTarget
-    scratch: redis.Redis
     live: RedisLine
-    order: RestoreOrder
-    loss: Loss
+    keeping: Change[[], str]
+    clearing: Change[[], None] | None
+    restoring: Change[[LiveWrites], Restored]
+    proving: Check[[Restored, LiveWrites, str], None]
 
     @property
-    def acts(self) -> tuple[Act, ...]:
-        """The acts of its permit; the restore key by key is the fallback."""
-        return (
-            Act(ACT, self.target.block.address),
-            Act(RESTORE_KEYS, self.order.target),
-            Act(TAKE_OFF, self.env.redis.data_directory),
-        )
+    def lines(self) -> list[Line[..., Any]]:
+        """Return the lines of its plan."""
+        clearing = [self.clearing] if self.clearing else []
+        return [self.keeping, *clearing, self.restoring, self.proving]
 
-    def run(self, permit: Permit) -> None:
+    def carry_out(self, carry: Carrier) -> None:
         """Keep the live data as a backup, replace it, and compare every key with the backup.
 
         Raises:
@@ -81,12 +66,159 @@ class NetworkRestore:
             RunbookFailed: the live data differs from the backup.
         """
         with watched_writes(self.target.block, self.live, ALL) as writes:
-            _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order, writes, self.loss)
-        self.report.loses(self.loss)
+            back = undo_of(carry(self.keeping))
+            if self.clearing:
+                carry(self.clearing)
+            done = carry(self.restoring, writes)
+            carry(self.proving, done, writes, back)
+
+
+@dataclass(frozen=True)
+class ReplicatedRestore:
+    """All data of a live server is replaced by replication from a scratch server. `fallback`: key by key, where the
+    server cannot reach this host."""
+
+    replication: ScratchReplication
+    live: RedisLine
+    keeping: Change[[], str]
+    clearing: Change[[], None] | None
+    detaching: Change[[], ReplicationTopology] | None
+    replicating: Change[[str], KeyComparison]
+    attaching: Change[[ReplicationTopology, str], str] | None
+    fallback: Change[[LiveWrites, str], None]
+    saving: Change[[Persistence], None]
+
+    @property
+    def lines(self) -> list[Line[..., Any]]:
+        """Return the lines of its plan."""
+        found = (self.keeping, self.clearing, self.detaching, self.replicating, self.attaching)
+        return [*(one for one in found if one), self.fallback, self.saving]
+
+    def carry_out(self, carry: Carrier) -> None:
+        """Keep the live data as a backup, replace it, and compare every key with the backup. Clients cannot write
+        meanwhile: replicas and Sentinels are detached, and reattached also after an error.
+
+        Raises:
+            OpsError, Unreachable: the server refuses or does not answer; the report states its state.
+            RunbookFailed: the live data differs from the backup.
+        """
+        block = self.replication.target.block
+        with watched_writes(block, self.live, ALL) as writes:
+            kept = carry(self.keeping)
+            if self.clearing:
+                carry(self.clearing)
+            server = read_persistence(block)
+            is_replicated = self._replicate(carry, writes, kept)
+            if self.attaching:
+                carry(self.attaching, self.replication.taken, kept)
+                self.replication.is_attached = True
+            if is_replicated:
+                carry.skip(self.fallback, "the data was replicated")
+                carry(self.saving, server)
+            else:
+                carry(self.fallback, writes, undo_of(kept))
+                carry.skip(self.saving, "the keys were restored one by one")
+
+    def _replicate(self, carry: Carrier, writes: LiveWrites, kept: str) -> bool:
+        """Returns False if the server cannot reach this host: its data is unchanged."""
+        report, clock = self.replication.report, self.replication.report.seconds
+        writes.settle()
+        unknown = writes.problem  # read it now: replication flushes the server, which is a problem too
+        if self.detaching:
+            carry(self.detaching)
+        try:
+            found = carry(self.replicating, kept)
+        except NotReached as error:
+            report.warn("replication", error.hint, value=f"{error.message}: restored key by key instead")
+            return False
+        report.fact("no writes for", duration(report.seconds - clock))
+        self.replication.judge(found, unknown, writes, undo_of(kept))
+        return True
+
+
+@dataclass
+class ScratchReplication:
+    """The live server follows a scratch server until it has the same data. `taken`: the detached servers;
+    `is_attached`: they are attached again."""
+
+    report: Report
+    env: Environment
+    target: RestoreTarget
+    route: KeyRoute
+    loss: Loss
+    taken: ReplicationTopology
+    is_attached: bool = False
+
+    def detach(self) -> ReplicationTopology:
+        """Detach the replicas and Sentinels."""
+        self.taken = detach.bind(self.target.block, self.taken, self.env.reports_directory)()
+        return self.taken
+
+    def attach_again(self) -> None:
+        """Attach them again, after an error."""
+        if not self.is_attached:
+            put_back(self.report, self.env, self.taken)
+
+    def replicating(self) -> Change[[str], KeyComparison]:
+        """Plan the replication, and the proof of its result before the server is a master again."""
+        block, order, reports = self.target.block, self.route.order, self.env.reports_directory
+        action = replace_by_replication.bind(block, self.route.scratch, self.target.route, reports)
+
+        def compare() -> KeyComparison:
+            return compare_keys(block, self.route.scratch, self.route.live, order, LiveWrites())
+
+        def replicate(kept: str) -> KeyComparison:
+            found = action(kept, compare)
+            self.taken = note_swapped(reports, self.taken)
+            self.report.loses(self.loss)
+            return found
+
+        proof = f"{order.keys:,} keys of both servers, in small parts; then it is a master again"
+        return Change(
+            replicate,
+            "replicate",
+            f"{block.address} follows a temporary server with the backup, and refuses writes meanwhile; "
+            f"{self.target.route.why}",
+            size=order.bytes,
+            seconds=2 + order.bytes / BYTES_PER_SECOND,
+            more=[PlannedStep("prove", proof, seconds=max(0.1, order.keys / prefixes.KEYS_PER_SECOND))],
+            by=[action],
+            is_final=True,
+        )
+
+    def detaching(self) -> Change[[], ReplicationTopology] | None:
+        """Plan to detach the replicas and Sentinels; None: there are none."""
+        env, around = self.env, self.target.around
+        if not (steps := detach_steps(env, around)):
+            return None
+        first, *others = steps
+        return Change(
+            self.detach,
+            first.step,
+            first.detail,
+            seconds=first.seconds,
+            more=others,
+            by=[detach.bind(self.target.block)],
+            needs=[partial(judge_detaching, env=env, around=around)],
+            reverse=self.attach_again,
+        )
+
+    def judge(self, found: KeyComparison, unknown: str, writes: LiveWrites, back: str) -> None:
+        """Report the comparison. `writes`: of clients before the replication; `unknown`: why they are not known.
+
+        Raises:
+            RunbookFailed: the live data differs from the backup.
+        """
+        order = self.route.order
+        self.report.fact("keys restored", f"{found.equal:,} by replication, {size(order.bytes)} in memory")
+        findings.report_unknown_writes(self.report, unknown)
+        if len(writes):
+            findings.report_lost_writes(self.report, f"up to {len(writes):,} keys", back)
+        findings.judge_comparison(self.report, found, None, back)
 
 
 @contextlib.contextmanager
-def prepare(report: Report, env: Environment, chosen: RestorableRedis) -> Iterator[NetworkRestore]:
+def prepare(report: Report, env: Environment, chosen: RestorableRedis) -> Iterator[KeyByKeyRestore | ReplicatedRestore]:
     """Load and prove the backup, leave out drop_prefixes, count the keys, check the live server, and plan.
 
     Raises:
@@ -101,137 +233,109 @@ def prepare(report: Report, env: Environment, chosen: RestorableRedis) -> Iterat
             order = count_keys(target.block, scratch, live, ALL, "remove")
             refusal = find_refusal(target.block, scratch, live, order, left_following=target.follows)
             prefixes.judge(report, env, target.block, order, refusal, whole=True)
-            _plan(report, env, target, order)
-            yield NetworkRestore(report, env, target, scratch, live, order, loss_of(chosen.backup))
+            route = KeyRoute(target.block, scratch, live, order)
+            yield _planned(report, env, target, route, loss_of(chosen.backup))
 
 
-def _plan(report: Report, env: Environment, target: RestoreTarget, order: RestoreOrder) -> None:
-    block, left = target.block, target.left
-    if left:
+def _planned(
+    report: Report, env: Environment, target: RestoreTarget, route: KeyRoute, loss: Loss
+) -> KeyByKeyRestore | ReplicatedRestore:
+    _report_killed(report, target)
+    keeping, clearing = _keeping(report, env, target, loss), _clearing(env, target)
+    restoring = prefixes.restoring(report, env, route, loss, functions=True)
+    proving = prefixes.proving(report, env, route)
+    if target.route.way == "keys":
+        report.fact("key by key, because", target.route.why)
+        return KeyByKeyRestore(target, route.live, keeping, clearing, restoring, proving)
+    replication, block = ScratchReplication(report, env, target, route, loss, target.around), target.block
+    return ReplicatedRestore(
+        *(replication, route.live, keeping, clearing),
+        replication.detaching(),
+        replication.replicating(),
+        attaching(report, env, target.around, partial(_may_be_replaced, target)),
+        _falling_back(block, restoring, proving),
+        Change(
+            partial(_save, report, block),
+            "save",
+            f"the restored data of {block.address}: until then, a restart loads the earlier files",
+            is_optional=True,
+        ),
+    )
+
+
+def _falling_back(
+    block: Redis, restoring: Change[[LiveWrites], Restored], proving: Check[[Restored, LiveWrites, str], None]
+) -> Change[[LiveWrites, str], None]:
+    def restore(writes: LiveWrites, back: str) -> None:
+        proving.work(restoring.work(writes), writes, back)
+
+    detail = f"key by key instead, if {block.address} cannot reach this host"
+    return Change(restore, "restore", detail, by=restoring.by, is_optional=True)
+
+
+def _report_killed(report: Report, target: RestoreTarget) -> None:
+    if target.left:
+        address = target.block.address
         what = "a replica of a temporary server that no longer exists" if target.follows else "with changed settings"
         report.warn(
             "an earlier restore was killed",
             "confirm this run: it completes the restore",
-            value=f"{block.address} is {what}" if target.follows else f"{block.address} was left {what}",
+            value=f"{address} is {what}" if target.follows else f"{address} was left {what}",
             expected="no incomplete restore",
         )
-    kept = f": {left.kept}, of the killed run; no client has written since" if left and target.follows else ""
-    report.plan("keep", f"the data of {block.address}, as a backup{kept}", by=[publishing.publish])
-    if target.route.way == "replication":
-        plan_detaching(report, env, target.around)
-        report.plan(
-            "replicate",
-            f"{block.address} follows a temporary server with the backup, and refuses writes meanwhile; "
-            f"{target.route.why}",
-            size=order.bytes,
-            by=[network_restore.replace_by_replication],
-            seconds=2 + order.bytes / BYTES_PER_SECOND,
-        )
-        report.plan(
-            "prove",
-            f"{order.keys:,} keys of both servers, in small parts; then it is a master again",
-            seconds=max(0.1, order.keys / prefixes.KEYS_PER_SECOND),
-        )
-        return
-    report.fact("key by key, because", target.route.why)
-    prefixes.plan(report, order)
 
 
-def _restore(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    target: RestoreTarget,
-    scratch: redis.Redis,
-    live: RedisLine,
-    order: RestoreOrder,
-    writes: LiveWrites,
-    loss: Loss,
-) -> None:
+def _keeping(report: Report, env: Environment, target: RestoreTarget, loss: Loss) -> Change[[], str]:
+    """The backup of the live data; returns its name. Then the servers must still be those that were judged: the next
+    lines replace their data."""
     block, left = target.block, target.left
-    report.state_is("the live data was not touched", "fix the findings above, then run it again")
-    if left:
-        report.fact("kept by the killed run", left.kept)
-    kept = left.kept if left and target.follows else keep_live(report, env, block).name
-    pass_serving(report, block, target.judged, loss)
-    _judge_same(env, target)
-    back = f"restore-redis with backup={kept}"
-    report.fact("undo", back)
-    if left:
-        network_restore.put_back(permit, block, left, env.reports_directory)
+
+    def keep() -> str:
+        if left:
+            report.fact("kept by the killed run", left.kept)
+        kept = left.kept if left and target.follows else keep_live(report, env, block).name
+        pass_serving(report, block, target.judged, loss)
+        require_same_servers(env, target)
+        report.fact("undo", undo_of(kept))
+        return kept
+
+    kept = f": {left.kept}, of the killed run; no client has written since" if left and target.follows else ""
+    return Change(
+        keep,
+        "keep",
+        f"the data of {block.address}, as a backup{kept}",
+        begun=UNTOUCHED,
+        done=partial(_may_be_replaced, target),
+    )
+
+
+def _clearing(env: Environment, target: RestoreTarget) -> Change[[], None] | None:
+    """The end of a killed run."""
+    block, reports = target.block, env.reports_directory
+    if target.left:
+        return Change(
+            network_restore.put_back.bind(block, target.left, reports),
+            "end the killed restore",
+            f"{block.address} is a master with its earlier settings",
+        )
     if target.dead:
-        forget_dead(permit, block, target.around, env.reports_directory)
-    report.state_is(
+        forget = forget_dead.bind(block, target.around, reports)
+        return Change(forget, "end the killed restore", f"the record of {target.dead}, which is replaced, is deleted")
+    return None
+
+
+def _may_be_replaced(target: RestoreTarget, kept: str) -> State:
+    block, back = target.block, undo_of(kept)
+    return State(
         f"{block.address} has the earlier data or the backup's, and may be a replica that refuses writes; {kept} has "
         "all earlier data",
         f"run it again: it starts over; or {back}",
     )
-    if target.route.way == "replication":
-        server = read_persistence(block)
-        writes.settle()
-        unknown = writes.problem  # read it now: replication flushes the server, which is a problem too
-        try:
-            found = _replicate(report, env, permit, target, scratch, live, order, kept)
-        except NotReached as error:
-            report.warn("replication", error.hint, value=f"{error.message}: restored key by key instead")
-        else:
-            findings.report_unknown_writes(report, unknown)
-            if len(writes):
-                findings.report_lost_writes(report, f"up to {len(writes):,} keys", back)
-            findings.judge_comparison(report, found, None, back)
-            _save(report, block, server)
-            return
-    _by_keys(report, env, permit, block, scratch, live, order, writes, back)
 
 
-def _judge_same(env: Environment, target: RestoreTarget) -> None:
-    """Master, replicas and Sentinels are still those of the plan: the backup of the live data takes time.
-
-    Raises:
-        OpsError: they changed.
-    """
-    now = read_topology(target.block, env.reports_directory, of_dead=bool(target.dead))
-    planned = target.around
-    if now.master != planned.master:
-        what = now.disagreement or (f"{now.master} was promoted" if now.master else "there was no master")
-        raise OpsError(f"{what} during the backup of the live data", "run it again: it finds the new master")
-    changed = [now.others, now.lost, now.watchers] != [planned.others, planned.lost, planned.watchers]
-    if changed and target.route.way == "replication":
-        raise OpsError("replicas or Sentinels changed during the backup of the live data", "run it again")
-
-
-def _replicate(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    target: RestoreTarget,
-    scratch: redis.Redis,
-    live: RedisLine,
-    order: RestoreOrder,
-    kept: str,
-) -> KeyComparison:
-    """Clients cannot write meanwhile. Replicas and Sentinels are detached, and reattached also after an error."""
-    block, reports, clock = target.block, env.reports_directory, report.seconds
-    taken, nobody = target.around, LiveWrites()
-
-    def compare() -> KeyComparison:
-        return compare_keys(block, scratch, live, order, nobody)
-
-    try:
-        taken = detach(permit, block, taken, reports)
-        found = replace_by_replication.after(taken)(permit, block, scratch, target.route, kept, reports, compare)
-        taken = note_swapped(reports, taken)
-    except BaseException:
-        try:
-            put_back(report, env, permit, taken)
-        except OpsError as second:  # report the first error first
-            report.fail("replicas and Sentinels reattached", second.hint, value=second.message)
-        raise
-    report.fact("no writes for", duration(report.seconds - clock))
-    report.fact("keys restored", f"{found.equal:,} by replication, {size(order.bytes)} in memory")
-    if not found.differences:
-        put_back(report, env, permit, taken)
-    return found
+def undo_of(kept: str) -> str:
+    """The run that undoes it."""
+    return f"restore-redis with backup={kept}"
 
 
 def _save(report: Report, block: Redis, before: Persistence) -> None:
@@ -246,99 +350,3 @@ def _save(report: Report, block: Redis, before: Persistence) -> None:
             expected="saved to disk: a restart would load the earlier data",
             follow=[Next("snapshot-redis", "save the restored data")],
         )
-
-
-def _by_keys(
-    report: Report,
-    env: Environment,
-    permit: Permit,
-    block: Redis,
-    scratch: redis.Redis,
-    live: RedisLine,
-    order: RestoreOrder,
-    writes: LiveWrites,
-    back: str,
-) -> None:
-    done = restore_keys(permit, block, scratch, live, order, writes)
-    if problem := restore_functions(permit, block, scratch, live, order):
-        report.warn("functions", "restore them by hand: FUNCTION RESTORE", value=problem)
-    findings.report_restored(report, done, writes)
-    found = compare_keys.after(done)(block, scratch, live, order, writes)
-    prefixes.require_same(env, block, waived=True)
-    findings.judge_comparison(report, found, writes, back)
-
-
-@dataclass(frozen=True)
-class RestoreTarget:
-    """The live server, its replication topology, the route for the data, and what a killed restore left. `dead`: the
-    server of a killed restore that no longer answers, if another server replaced it."""
-
-    block: Redis
-    around: ReplicationTopology
-    route: Route
-    left: RedisLeftover | None
-    follows: bool
-    judged: LiveRedis
-    dead: str = ""
-
-
-def find_target(report: Report, env: Environment, needed_bytes: int) -> RestoreTarget:
-    """Find the server, and the route for a backup of `needed_bytes`.
-
-    Raises:
-        OpsError, Unreachable: it refuses, or does not answer. After a killed restore the hint names the next step.
-    """
-    left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
-    # Sentinels that a killed run detached know no master; its record does.
-    known = left.server if left else record.own if record else ""
-    watch = read_sentinels(env.redis)
-    dead = known if known and not answers(env.redis.at(known)) else ""
-    if dead:
-        _require_successor(env, dead, watch, left, record)
-        left = None
-    block = (
-        env.redis.at(known) if known and not dead else judge_master(report, env.redis, watch, changes=True, waiver=None)
-    )
-    judged = read_live(block)
-    report.fact("server", block.address)
-    if dead:
-        host, _, port = block.address.rpartition(":")
-        report.warn(
-            "an earlier restore was killed",
-            f"when {dead} answers again: REPLICAOF {host} {port} on it",
-            value=f"its server {dead} does not answer; this run restores {block.address}",
-        )
-    around = read_topology(block, env.reports_directory, of_dead=bool(dead))
-    route = find_route(block, needed_bytes)
-    return RestoreTarget(block, around, route, left, bool(left and still_follows(block, left)), judged, dead)
-
-
-def _require_successor(
-    env: Environment, dead: str, watch: Watch, left: RedisLeftover | None, record: ReplicationTopology | None
-) -> None:
-    """The Sentinels or the environment name another master now.
-
-    Raises:
-        OpsError: they do not; the hint names the next step.
-    """
-    if any(master not in ("", dead) for master in watch.masters) or (not watch.views and env.redis.address != dead):
-        return
-    kept = f" (its earlier data is kept as {left.kept})" if left else ""
-    what = f"{dead}, the server of a killed restore, does not answer{kept}"
-    again = f"start it and run this again: it continues. If {dead} is lost for good"
-    if not watch.views:
-        raise OpsError(
-            what,
-            f"{again}: name the server that replaces it as host and port in [redis], register the blocks, and run this "
-            "again",
-        )
-    others = [address for address in (record.others if record else ()) if answers(env.redis.at(address))]
-    quorum = max((watcher.quorum for watcher in record.watchers), default=2) if record else 2
-    new, name = others[0] if len(others) == 1 else "<host>:<port>", env.redis.sentinel_master
-    sentinels = ", ".join(view.address for view in watch.views)
-    raise OpsError(
-        what,
-        f"{again}: REPLICAOF NO ONE on {' or '.join(others) or 'the server that replaces it'}, then on each Sentinel "
-        f"({sentinels}) SENTINEL MONITOR {name} {' '.join(new.rsplit(':', 1))} {quorum} and SENTINEL SET {name} "
-        "auth-pass <password>, and run this again",
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import redis
 
@@ -15,13 +17,15 @@ from flows.redis.master import judge_master
 from flows.redis.restore import findings
 from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.gate import loss_of, pass_serving
+from flows.redis.restore.steps import UNTOUCHED
+from runbook.change import Carrier, Change, Check, Line, State
 from runbook.errors import OpsError
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import PlannedStep
+from runbook.kinds import Bound
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
-from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.cache.flushing import slack
@@ -32,7 +36,15 @@ from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import RedisLine, live_line
 from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.live import LiveRedis, read_live
-from tasks.redis.restore.prefixes import ACT, Extra, RestoreOrder, count_keys, find_refusal, restore_keys
+from tasks.redis.restore.prefixes import (
+    Extra,
+    Restored,
+    RestoreOrder,
+    count_keys,
+    find_refusal,
+    restore_functions,
+    restore_keys,
+)
 from tasks.redis.restore.writes import LiveWrites, watched_writes
 from tasks.redis.scratch import scratch_server
 from tasks.redis.scratch_place import scratch_place
@@ -44,51 +56,29 @@ KEYS_PER_SECOND = 15_000
 
 @dataclass(frozen=True)
 class PrefixRestore:
-    """A backup in a scratch server, the live server, the keys to restore, and the clients' writes meanwhile. `loss`:
-    what the keys' restore loses."""
+    """The keys under some prefixes are restored from a scratch server. `writes`: the clients', meanwhile."""
 
-    report: Report
-    env: Environment
-    block: Redis
-    scratch: redis.Redis
-    live: RedisLine
     order: RestoreOrder
     writes: LiveWrites
-    judged: LiveRedis
-    loss: Loss
+    keeping: Change[[], Backup]
+    restoring: Change[[LiveWrites], Restored]
+    proving: Check[[Restored, LiveWrites, str], None]
 
     @property
-    def acts(self) -> tuple[Act, ...]:
-        """The acts of its permit."""
-        return (Act(ACT, self.order.target),)
+    def lines(self) -> list[Line[..., Any]]:
+        """Return the lines of its plan."""
+        return [self.keeping, self.restoring, self.proving]
 
-    def run(self, permit: Permit) -> None:
+    def carry_out(self, carry: Carrier) -> None:
         """Keep the live data as a backup, restore the keys, and compare them with the backup one by one.
 
         Raises:
             OpsError, Unreachable: the server refuses or does not answer; the report states its state.
             RunbookFailed: the live keys differ from the backup.
         """
-        report, block, order = self.report, self.block, self.order
-        report.state_is("the live data was not touched", "fix the findings above, then run it again")
-        kept = keep_live(report, self.env, block)
-        require_same(self.env, block)
-        pass_serving(report, block, self.judged, self.loss)
-        back = undo(kept, [one.prefix for one in order.held])
-        report.fact("undo", back)
-        report.state_is(
-            f"some keys are restored, others are not; {kept.name} has all keys of before",
-            f"run it again: it starts over; or {back}",
-        )
-        try:
-            done = restore_keys(permit, block, self.scratch, self.live, order, self.writes)
-            report.loses(self.loss)
-            findings.report_restored(report, done, self.writes)
-            found = compare_keys.after(done)(block, self.scratch, self.live, order, self.writes)
-        except OpsError as error:
-            raise promoted(self.env, block, error) or error from None
-        require_same(self.env, block, waived=True)
-        findings.judge_comparison(report, found, self.writes, back)
+        back = undo_of(self.order, carry(self.keeping))
+        done = carry(self.restoring, self.writes)
+        carry(self.proving, done, self.writes, back)
 
 
 @contextlib.contextmanager
@@ -120,9 +110,9 @@ def prepare(
         order = count_keys(block, scratch, live, names, extra)
         judge_removed(report, order, expected_removed)
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
-        plan(report, order)
-        loss = loss_of(chosen.backup, prefixes)
-        yield PrefixRestore(report, env, block, scratch, live, order, writes, judged, loss)
+        loss, route = loss_of(chosen.backup, prefixes), KeyRoute(block, scratch, live, order)
+        keeping = _keeping(report, env, block, judged, loss, order)
+        yield PrefixRestore(order, writes, keeping, restoring(report, env, route, loss), proving(report, env, route))
 
 
 def require_same(env: Environment, block: Redis, *, waived: bool = False) -> None:
@@ -134,6 +124,15 @@ def require_same(env: Environment, block: Redis, *, waived: bool = False) -> Non
     """
     try:
         require_master(env.redis, block.address, waived=waived)
+    except OpsError as error:
+        raise promoted(env, block, error) or error from None
+
+
+@contextlib.contextmanager
+def naming_new_master(env: Environment, block: Redis) -> Iterator[None]:
+    """An error inside names another server that was promoted, if that is why."""
+    try:
+        yield
     except OpsError as error:
         raise promoted(env, block, error) or error from None
 
@@ -229,30 +228,99 @@ def judge_removed(report: Report, order: RestoreOrder, expected: int) -> None:
         )
 
 
-def plan(report: Report, order: RestoreOrder) -> None:
-    """The steps: keep, restore and delete, by database and prefix."""
-    report.plan("keep", "a full backup of the live server: the undo", by=[publishing.publish])
-    for number, one in enumerate(order.held[: findings.MOST_ROWS]):
+@dataclass(frozen=True)
+class KeyRoute:
+    """A scratch server with a backup, the live server, and the keys to copy from one to the other."""
+
+    block: Redis
+    scratch: redis.Redis
+    live: RedisLine
+    order: RestoreOrder
+
+
+def _keeping(
+    report: Report, env: Environment, block: Redis, judged: LiveRedis, loss: Loss, order: RestoreOrder
+) -> Change[[], Backup]:
+    """The backup of the live data. Then the server must still be the judged one: the next line replaces its keys."""
+
+    def keep() -> Backup:
+        kept = keep_live(report, env, block)
+        require_same(env, block)
+        pass_serving(report, block, judged, loss)
+        report.fact("undo", undo_of(order, kept))
+        return kept
+
+    return Change(
+        keep,
+        "keep",
+        "a full backup of the live server: the undo",
+        begun=UNTOUCHED,
+        done=partial(_may_be_replaced, order),
+    )
+
+
+def _may_be_replaced(order: RestoreOrder, kept: Backup) -> State:
+    back = undo_of(order, kept)
+    return State(
+        f"some keys are restored, others are not; {kept.name} has all keys of before",
+        f"run it again: it starts over; or {back}",
+    )
+
+
+def restoring(
+    report: Report, env: Environment, route: KeyRoute, loss: Loss, *, functions: bool = False
+) -> Change[[LiveWrites], Restored]:
+    """Restore and delete keys: a line for each database and prefix. `functions`: replace the function libraries too."""
+    given = (route.block, route.scratch, route.live, route.order)
+    keys = restore_keys.bind(*given)
+    libraries = restore_functions.bind(*given) if functions else None
+
+    def restore(writes: LiveWrites) -> Restored:
+        with naming_new_master(env, route.block):
+            done = keys(writes)
+            problem = libraries() if libraries else ""
+        report.loses(loss)
+        if problem:
+            report.warn("functions", "restore them by hand: FUNCTION RESTORE", value=problem)
+        findings.report_restored(report, done, writes)
+        return done
+
+    first, *others = _steps(route.order)
+    by: list[Bound[..., Any]] = [keys, *([libraries] if libraries else [])]
+    return Change(restore, first.step, first.detail, size=first.bytes, seconds=first.seconds, more=others, by=by)
+
+
+def proving(report: Report, env: Environment, route: KeyRoute) -> Check[[Restored, LiveWrites, str], None]:
+    """The comparison of both servers. Its last argument is the run that undoes the restore."""
+
+    def prove(done: Restored, writes: LiveWrites, back: str) -> None:
+        with naming_new_master(env, route.block):
+            found = compare_keys.after(done)(route.block, route.scratch, route.live, route.order, writes)
+        require_same(env, route.block, waived=True)
+        findings.judge_comparison(report, found, writes, back)
+
+    seconds = max(0.1, route.order.keys / KEYS_PER_SECOND)
+    return Check(prove, "prove", "every key of both servers, in small parts", seconds=seconds)
+
+
+def _steps(order: RestoreOrder) -> list[PlannedStep]:
+    """The lines of the plan: restore and delete, by database and prefix."""
+    steps = []
+    for one in order.held[: findings.MOST_ROWS]:
         name = shown(one.prefix) or "every key"
         others = "are deleted" if order.extra == "remove" else "stay"
-        report.plan(
-            "restore",
+        detail = (
             f"db {one.database}, {name}: {one.backup:,} keys of the backup over {one.live:,} live ones; {one.extra:,} "
-            f"that it does not have {others}",
-            size=one.bytes,
-            seconds=max(0.1, one.backup / KEYS_PER_SECOND),
-            by=[restore_keys],
-            shared=number > 0,
+            f"that it does not have {others}"
         )
+        steps.append(PlannedStep("restore", detail, one.bytes, max(0.1, one.backup / KEYS_PER_SECOND)))
     if len(order.held) > findings.MOST_ROWS:
-        more = f"and {len(order.held) - findings.MOST_ROWS} more"
-        report.plan("restore", more, by=[restore_keys], shared=True)
-    seconds = max(0.1, order.keys / KEYS_PER_SECOND)
-    report.plan("prove", "every key of both servers, in small parts", seconds=seconds, by=[compare_keys])
+        steps.append(PlannedStep("restore", f"and {len(order.held) - findings.MOST_ROWS} more"))
+    return steps
 
 
-def undo(kept: Backup, prefixes: Sequence[bytes]) -> str:
+def undo_of(order: RestoreOrder, kept: Backup) -> str:
     """The run that undoes it."""
-    names = sorted({shown(prefix) for prefix in prefixes if prefix})
+    names = sorted({shown(one.prefix) for one in order.held if one.prefix})
     which = f" prefixes=[{', '.join(names)}] extra=remove" if names else ""
     return f"restore-redis with backup={kept.name}{which}"

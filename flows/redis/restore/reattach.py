@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from blocks.environment import Environment
-from flows.redis.restore.steps import put_back
+from flows.redis.restore.steps import DETACHED, attach_all
+from runbook.change import Change, State, carrying_out
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.redis.topology.isolation import TAKE_OFF
-from tasks.redis.topology.topology import find_record, read_topology
+from tasks.redis.topology.isolation import attach, wait_for_followers
+from tasks.redis.topology.topology import ReplicationTopology, find_record, read_topology
 
 
 @flow(name="reattach-redis", flow_run_name=RunName("reattach-redis {environment}"))
@@ -44,18 +47,33 @@ def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Repor
         report.fact("master", f"{lead}, with {'restored' if around.swapped else 'its earlier'} data")
         if around.own != lead and lead in around.lost:
             raise OpsError(f"the master {lead} does not answer", "start it, or run restore-redis again")
-        for address in around.reachable:
-            if address != lead:
-                report.plan("follow", f"{address} follows {lead}; the master's data replaces its data")
-        for watcher in around.watchers:
-            report.plan("watch", f"Sentinel {watcher.address} watches {lead} as {env.redis.sentinel_master}")
-        report.pin_state("master", lead)
-        effect = Effect(
-            f"the other servers follow {lead} again",
-            "",
-            "" if around.swapped else "keys that only they have are lost",
-        )
-        permit = report.permit(Act(TAKE_OFF, env.redis.data_directory), effect=effect)
-        problems = put_back(report, env, permit, around)
+        what = f"the other servers follow {lead} again"
+        effect = Effect(what, "", "" if around.swapped else "keys that only they have are lost")
+        pins = [lambda report: report.pin_state("master", lead)]
+        line = _attaching(report, env, around, lead)
+        with carrying_out(report, line, effect=effect, pins=pins) as carry:
+            problems = carry(line)
         report.outcome = f"{lead} is the master of {'the others' if problems else 'all servers'}"
     return report
+
+
+def _attaching(report: Report, env: Environment, around: ReplicationTopology, lead: str) -> Change[[], tuple[str, ...]]:
+    """One line for each server and Sentinel."""
+    followers = [address for address in around.reachable if address != lead]
+    steps = [
+        PlannedStep("follow", f"{address} follows {lead}; the master's data replaces its data") for address in followers
+    ]
+    steps += [
+        PlannedStep("watch", f"Sentinel {watcher.address} watches {lead} as {env.redis.sentinel_master}")
+        for watcher in around.watchers
+    ]
+    first, *others = steps or [PlannedStep("promote", f"{lead} is a master; no other server answers")]
+    return Change(
+        partial(attach_all, report, env, around),
+        first.step,
+        first.detail,
+        more=others,
+        by=[attach.bind(env.redis), wait_for_followers.bind(env.redis)],
+        begun=DETACHED,
+        done=State(f"{lead} is the master; the others are attached, or the report names them", "check the report"),
+    )

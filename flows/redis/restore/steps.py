@@ -1,32 +1,34 @@
-"""The common steps of restores of Redis: check, build, swap, reattach."""
+"""The common steps of restores of Redis: check, build, detach, reattach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from blocks.environment import Environment
-from flows.redis.restore.gate import RedisGate
+from blocks.redis.server import Redis
+from flows.redis.backup import keep_live
 from flows.store import mark_failed
-from runbook.errors import OpsError
-from runbook.guard.loss import Loss
-from runbook.guard.permit import CarriesOut, Permit
-from runbook.log import logger
+from runbook.change import Change, State
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
+from tasks.redis.restore.final_save import has_lost_directory, judge_final_save
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.place import Precondition, judge_stop
-from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
-from tasks.redis.restore.undoing import note_started
-from tasks.redis.topology.isolation import attach, detach, note_swapped, wait_for_followers
+from tasks.redis.restore.swap import SwappedRedis
+from tasks.redis.topology.isolation import attach, detach, wait_for_followers
 from tasks.redis.topology.refusing_servers import find_refusing_servers
 from tasks.redis.topology.topology import ReplicationTopology
 
 # Loading, reading and comparing on the scratch server: 100,000 keys in 3 s on two busy processors.
 KEYS_PER_SECOND = 30_000
+UNTOUCHED = State("the live data was not touched", "fix the findings above, then run it again")
+DETACHED = State("some replicas or Sentinels are detached", "run reattach-redis when they answer")
 
 
 def judge_redis(
@@ -50,8 +52,15 @@ def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
 def judge_server(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> RedisFitness:
     """The conditions under which a fetched backup can replace this server's data."""
     fitness = judge_redis_backup(env.redis, backup, around)
-    judge_preconditions(report, (*fitness.preconditions, *judge_stop(env.redis, env.services)))
+    judge_preconditions(report, fitness.preconditions)
+    judge_stoppable(report, env, is_up=fitness.live_keys is not None)
     return fitness
+
+
+def judge_stoppable(report: Report, env: Environment, *, is_up: bool) -> None:
+    """The service's stop ends the server, and loses nothing that the undo needs."""
+    saved = judge_final_save(env.redis) if is_up else ()
+    judge_preconditions(report, (*judge_stop(env.redis, env.services), *saved))
 
 
 def judge_preconditions(report: Report, preconditions: Iterable[Precondition]) -> None:
@@ -67,37 +76,51 @@ def judge_preconditions(report: Report, preconditions: Iterable[Precondition]) -
         )
 
 
-def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisFitness) -> None:
-    """The steps of the plan: what is built, stopped, replaced and kept."""
+def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:
+    """The server whose data an undo would lack, so that it must be kept first: another one that is now the master and
+    becomes a replica, or this one, if its directory was deleted. A killed run did that before it detached anything."""
+    if around.since:
+        return None
+    if around.master != around.own and around.master in around.reachable:
+        return env.redis.at(around.master)
+    return env.redis if has_lost_directory(env.redis) else None
+
+
+def keeping(report: Report, env: Environment, server: Redis) -> Change[[], str]:
+    """The backup of a server whose data is in no directory that is kept; returns its name."""
+    return Change(
+        lambda: keep_live(report, env, server).name,
+        "keep",
+        f"the data of {server.address} as a backup: it is in no directory that is kept",
+        begun=UNTOUCHED,
+    )
+
+
+def building(env: Environment, backup: Backup, fitness: RedisFitness) -> Change[[], RedisCopy]:
+    """The staged copy of a backup. `report_redis_proof` judges its proof."""
     redis, keys = env.redis, int(backup.manifest.content.get("rdb_keys", 0))
-    seconds = max(1.0, fitness.load_seconds + keys / KEYS_PER_SECOND)
-    live = fitness.live_keys
-    now = "the server is down" if live is None else f"{sum(live.values()):,} keys now"
     drop = ", ".join(redis.drop_prefixes) or "nothing"
-    build: list[CarriesOut] = [build_redis_copy]
-    report.plan(
+    proof = f"every key against the manifest, on a scratch server; then leave out {drop}"
+    return Change(
+        build_redis_copy.bind(redis, backup),
         "build",
         f"{backup.name}, staged next to {redis.data_directory}",
         size=fitness.copy_bytes,
-        seconds=seconds,
-        by=build,
-    )
-    proof = f"every key against the manifest, on a scratch server; then leave out {drop}"
-    report.plan("prove", proof, by=build, shared=True)
-    plan_detaching(report, env, fitness.around)
-    report.plan("stop", f"the service {env.services.name_of('redis')} ({now})", seconds=2, by=[stop_redis])
-    swap = f"{redis.data_directory}: the old data is kept next to it as .superseded_…"
-    report.plan("swap", swap, seconds=0.1, by=[swap_redis])
-    report.plan(
-        "start and verify",
-        f"{keys:,} keys loaded, AOF and RDB state",
-        seconds=2 + fitness.load_seconds,
-        by=[start_redis, verify_live_redis],
+        seconds=max(1.0, fitness.load_seconds + keys / KEYS_PER_SECOND),
+        more=[PlannedStep("prove", proof)],
+        begun=UNTOUCHED,
     )
 
 
 def plan_detaching(report: Report, env: Environment, around: ReplicationTopology) -> None:
     """Plan to detach the other servers and the Sentinels until the new data is proven, and check the rights for it."""
+    judge_detaching(report, env, around)
+    for number, step in enumerate(detach_steps(env, around)):
+        report.plan_steps.append(replace(step, by=(detach.name,), shared=number > 0))
+
+
+def judge_detaching(report: Report, env: Environment, around: ReplicationTopology) -> None:
+    """This user may detach the other servers and the Sentinels, and attach them again."""
     if not around.is_alone:
         rights = find_refusing_servers(env.redis, around)
         report.require(
@@ -109,34 +132,27 @@ def plan_detaching(report: Report, env: Environment, around: ReplicationTopology
         if rights.forgetting:
             hint = "grant this user that right: otherwise they follow their files' master after a restart"
             report.warn("rights to save the replication", hint, value="; ".join(rights.forgetting), expected="all")
+    if scripts := sorted({script for watcher in around.watchers for script in watcher.scripts.values()}):
+        hint = "keep their configuration files: with deny-scripts-reconfig only the file can set a script"
+        report.warn("scripts of the Sentinels", hint, value=", ".join(scripts))
+
+
+def detach_steps(env: Environment, around: ReplicationTopology) -> list[PlannedStep]:
+    """The lines of a plan that detach the Sentinels and the other servers; one call carries them out."""
+    steps = []
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
         user = env.redis.username or "the default user"
         login = f"they forget {env.redis.sentinel_master}, and log in to it as {user} when they are reattached"
-        report.plan("detach", f"Sentinels {names}: {login}", seconds=0.1, by=[detach])
-        if scripts := sorted({script for watcher in around.watchers for script in watcher.scripts.values()}):
-            hint = "keep their configuration files: with deny-scripts-reconfig only the file can set a script"
-            report.warn("scripts of the Sentinels", hint, value=", ".join(scripts))
-    for number, address in enumerate(around.reachable):
+        steps.append(PlannedStep("detach", f"Sentinels {names}: {login}", seconds=0.1))
+    for address in around.reachable:
         role = "the current master; it becomes a replica of the new data" if address == around.master else "a replica"
-        report.plan(
-            "detach",
-            f"{address}, {role}: it refuses writes, and follows {around.own} at the end",
-            seconds=1,
-            by=[detach],
-            shared=number > 0 or bool(around.watchers),
-        )
-
-
-def build_redis(report: Report, env: Environment, permit: Permit, backup: Backup) -> RedisCopy:
-    """Build and prove the staged copy, and report the proof.
-
-    Raises:
-        RunbookFailed: it differs from the backup; nothing was stopped or replaced.
-    """
-    copy = build_redis_copy(permit, env.redis, backup)
-    report_redis_proof(report, env, backup, copy)
-    return copy
+        detail = f"{address}, {role}: it refuses writes, and follows {around.own} at the end"
+        steps.append(PlannedStep("detach", detail, seconds=1))
+    if around.others and not steps:
+        names = ", ".join(around.others)
+        steps.append(PlannedStep("detach", f"{names}, which do not answer: they are recorded for reattach-redis"))
+    return steps
 
 
 def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: RedisCopy) -> None:
@@ -164,87 +180,38 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
     report.fact("Redis copy built and proven in", duration(copy.seconds))
 
 
-def replace_redis(gate: RedisGate, copy: RedisCopy, loss: Loss, backup: Backup | None = None) -> SwappedRedis:
-    """Detach, stop, pass the gate, swap, start, verify, reattach. If the swap fails, the old data is started again.
-    `loss`: what the copy lacks; `backup`: the one that it is of, if that is the source.
-
-    Raises:
-        LossExceeded: the live side is another one now, or more would be lost than was confirmed. Nothing was replaced.
-        OpsError: the service did not stop, or does not start with the copy (the hint names the undo).
-    """
-    report, env, permit = gate.report, gate.env, gate.permit
-    report.state_is(
-        "the old data is in place; Redis may be stopped, its replicas and Sentinels detached",
-        "run it again; or start the service and run reattach-redis",
-    )
-    try:
-        gate.fence(after=copy)
-        swapped = swap_redis.after(gate.judge(loss, backup))(permit, env.redis, copy)
-    except BaseException:
-        start_again(report, env, permit, gate.around, was_running=gate.was_running)
-        raise
-    report.loses(loss)
-    taken = note_swapped(env.reports_directory, gate.around)
-    report.fact("Redis data kept", swapped.kept or "there was none")
-    back = undo(swapped)
-    report.state_is("the backup's data is in place; the replaced data is kept", back)
-    try:
-        started = start_redis.after(swapped)(env.redis, env.services)
-        note_started(env.redis, env.reports_directory, swapped.kept)
-        differences = verify_live_redis.after(started)(env.redis, copy)
-    except OpsError as error:
-        raise OpsError(f"Redis does not serve the restored data: {error.message}", error.hint or back) from None
-    report.require(
-        "live Redis serves the copy",
-        not differences,
-        back,
-        value="; ".join(differences) or "loaded as many keys as were proven",
-        expected="no difference",
-    )
-    if not differences:
-        put_back(report, env, permit, taken, after=differences)
-    return swapped
+def attach_step(around: ReplicationTopology) -> PlannedStep:
+    """The line of a plan that attaches what `detach_steps` detach."""
+    addresses = [*(watcher.address for watcher in around.watchers), *around.reachable]
+    names = ", ".join(addresses or around.others)
+    return PlannedStep("reattach", f"{names}: they watch or follow {around.own} again", seconds=1)
 
 
-def start_again(
-    report: Report, env: Environment, permit: Permit, taken: ReplicationTopology, *, was_running: bool
-) -> bool:
-    """After a failed swap: start the old data again, and reattach replicas and Sentinels. Returns whether all of that
-    succeeded; its own failure is reported and must not hide the first error."""
-    logger().warning("the swap failed: the earlier state is restored")
-    try:
-        if was_running:
-            start_redis(env.redis, env.services)
-        if was_running or taken.master not in ("", taken.own):
-            put_back(report, env, permit, taken)
-    except OpsError as second:
-        report.fail("Redis started again", second.hint, value=second.message)
-        return False
-    return True
-
-
-def put_back(
-    report: Report, env: Environment, permit: Permit, taken: ReplicationTopology, after: object = None
-) -> tuple[str, ...]:
+def attach_all(report: Report, env: Environment, taken: ReplicationTopology) -> tuple[str, ...]:
     """Reattach Sentinels and replicas. The master is this server, or the earlier one if nothing was swapped. Returns
     sentences about those that could not be reattached.
 
     Raises:
         Unreachable: the Sentinels do not agree on the master; the record of detached servers stays.
     """
-    if taken.is_alone:
-        return ()
-    before = report.state
-    report.state_is("some replicas or Sentinels are detached", "run reattach-redis when they answer")
     # Over the network it can be any server of the data set; otherwise it is the one whose files are on this host.
     own = env.redis.at(taken.own) if env.redis.remote else env.redis
-    attached = attach.after(after)(permit, own, taken, env.reports_directory)
-    problems = wait_for_followers.after(attached)(permit, own, attached, env.reports_directory)
+    attached = attach.bind(own, taken, env.reports_directory)()
+    problems = wait_for_followers.bind(own, attached, env.reports_directory)()
     report_not_attached(report, problems)
-    report.state = before
     names = [*taken.reachable, *(watcher.address for watcher in taken.watchers)]
     report.fact("replicas and Sentinels reattached", ", ".join(names))
     return problems
+
+
+def put_back(report: Report, env: Environment, taken: ReplicationTopology) -> None:
+    """Reattach what a run that fails has detached. Raises as `attach_all`."""
+    if taken.is_alone:
+        return
+    before = report.state
+    report.state_is(DETACHED.what, DETACHED.hint)
+    attach_all(report, env, taken)
+    report.state = before
 
 
 def report_not_attached(report: Report, problems: Iterable[str]) -> None:

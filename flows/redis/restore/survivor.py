@@ -4,53 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from blocks.environment import Environment
+from blocks.redis.server import Redis
 from flows import store as stores
 from flows.pinned import pin_redis
+from flows.redis.backup import judge_kept
 from flows.redis.restore import capture, sources
 from flows.redis.restore.gate import RedisGate
-from flows.redis.restore.steps import build_redis, plan_detaching, replace_redis, start_again, undo
+from flows.redis.restore.replacement import (
+    DirectorySwap,
+    RedisFence,
+    back_up_other,
+    down_seconds,
+    fencing,
+    judge_kept_server,
+    swapping,
+)
+from flows.redis.restore.steps import judge_stoppable, keeping, living_master, report_redis_proof
+from runbook.change import Carrier, Change, Line, State, carrying_out
 from runbook.errors import OpsError
-from runbook.guard.effect import Effect, seconds_from
-from runbook.guard.permit import Act, Permit
+from runbook.guard.effect import Effect
+from runbook.guard.loss import Loss
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
-from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.copy import RedisCopy
 from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.survivors import SurvivingCopy
-from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology
 
 NamedSource = Literal["backup", "replica", "files"]
+STATE = State(
+    "no data was replaced; Redis may be stopped, its replicas and Sentinels detached",
+    "run it again: the surviving data is unchanged",
+)
 
 
 @dataclass(frozen=True)
 class SurvivorRestore:
-    """A surviving copy replaces the data directory."""
+    """A surviving copy replaces the data directory. `other`: the server whose data no directory keeps: it is backed up
+    first."""
 
     report: Report
     env: Environment
     copy: SurvivingCopy
-    around: ReplicationTopology
-    judged: LiveRedis
+    other: Redis | None
+    keeping: Change[[], str] | None
+    fence: RedisFence
+    capturing: Change[[LiveRedis], tuple[Backup, Loss]]
+    building: Change[[Backup], RedisCopy]
+    swap: DirectorySwap
 
     @property
-    def acts(self) -> tuple[Act, ...]:
-        """The acts of its permit."""
-        directory = self.env.redis.data_directory
-        return Act(ACT, directory), Act(TAKE_OFF, directory)
+    def lines(self) -> list[Line[..., Any]]:
+        """Return the lines of its plan."""
+        keeping = [self.keeping] if self.keeping else []
+        return [*keeping, *self.fence.lines, self.capturing, self.building, *self.swap.lines]
 
     @property
     def effect(self) -> Effect:
         """For the plan's headline."""
-        down = seconds_from(self.report.plan_steps, "stop")
         what = f"Redis continues with the data of {self.copy.name}"
-        return Effect(what, "undo-restore-redis", (sources.loss_of(self.copy),), down)
+        return Effect(what, "undo-restore-redis", (sources.loss_of(self.copy),), down_seconds(self.lines))
 
-    def run(self, permit: Permit) -> Backup:
+    def carry_out(self, carry: Carrier) -> Backup:
         """Detach the others (clients can no longer write), capture the copy as a backup, and restore that backup.
 
         Raises:
@@ -58,19 +78,11 @@ class SurvivorRestore:
             OpsError: the copy cannot be read; the earlier state is restored.
             RunbookFailed: the staged copy differs from the captured backup.
         """
-        report, env = self.report, self.env
-        gate = RedisGate(report, env, permit, self.around, self.judged)
-        report.state_is(
-            "no data was replaced; Redis may be stopped, its replicas and Sentinels detached",
-            "run it again: the surviving data is unchanged",
-        )
-        try:
-            backup, loss = capture.capture(report, permit, env, self.copy, gate.fence())
-            copy = build_redis(report, env, permit, backup)
-        except BaseException:
-            start_again(report, env, permit, gate.around, was_running=gate.was_running)
-            raise
-        report.fact("undo", undo(replace_redis(gate, copy, loss)))
+        other = back_up_other(carry, self.keeping, self.other)
+        backup, loss = carry(self.capturing, self.fence.carry_out(carry))
+        copy = carry(self.building, backup)
+        report_redis_proof(self.report, self.env, backup, copy)
+        self.swap.carry_out(carry, copy, loss, other_undo=other)
         return backup
 
 
@@ -84,8 +96,9 @@ def restore(report: Report, env: Environment, wanted: NamedSource, prefixes: Seq
     if prefixes:
         raise OpsError("redis_source and prefixes exclude each other", "restore prefixes from a backup")
     planned = _prepare(report, env, wanted)
-    pin_redis(report, env.redis, replaced=True)
-    taken = planned.run(report.permit(*planned.acts, effect=planned.effect))
+    pins = [lambda report: pin_redis(report, env.redis, replaced=True)]
+    with carrying_out(report, *planned.lines, effect=planned.effect, pins=pins) as carry:
+        taken = planned.carry_out(carry)
     report.fail_if_critical()
     stores.mark_verified(report, taken)
 
@@ -99,12 +112,29 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
     judged = read_live(env.redis)
     copy, around = sources.compare(report, env, wanted)
     assert copy
-    capture.judge(report, env, copy, around)
+    fitness = capture.judge_copy(report, env, copy, around)
     report.fail_if_critical()
-    capture.plan(report, env, copy)
-    plan_detaching(report, env, around)
     report.pin_state("source", copy.name)
-    return SurvivorRestore(report, env, copy, around, judged)
+    gate, keys = RedisGate(report, env, around, judged), fitness.live_keys
+    kept = living_master(env, around)
+    # The capture of a surviving copy has all of its server's data.
+    other = kept if kept and kept.address != copy.where else None
+    if other:
+        judge_kept(report, env, other)
+        report.fail_if_critical()
+    needs = [
+        partial(judge_stoppable, env=env, is_up=keys is not None),
+        partial(judge_kept_server, env=env, around=around, kept=kept),
+    ]
+    now = "the server is down" if keys is None else f"{sum(keys.values()):,} keys now"
+    return SurvivorRestore(
+        *(report, env, copy, other),
+        keeping(report, env, other) if other else None,
+        fencing(gate, f"the service {env.services.name_of('redis')} ({now})", STATE, needs),
+        capture.capturing(report, env, copy, STATE),
+        capture.building(env, copy),
+        swapping(gate, copy.all_keys, fitness.load_seconds),
+    )
 
 
 def advise(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> None:

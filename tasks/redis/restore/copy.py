@@ -21,7 +21,7 @@ from runbook import shell
 from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
 from runbook.files import durable, inside
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.log import logger
 from runbook.units import size
@@ -60,18 +60,16 @@ class RedisCopy:
     seconds: float
 
 
-@action(staged=True)
-def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
+@action(of=lambda block: Act(ACT, block.data_directory), staged=True)
+def build_redis_copy(block: Redis, backup: Backup) -> RedisCopy:
     """Build `<data directory>.restoring` from a backup, prove it, and leave out the keys of `drop_prefixes`.
 
     A copy that differs from the manifest is returned with its differences, and `swap_redis` refuses it.
 
     Raises:
-        NotConfirmed: the permit does not cover this directory.
         VerificationFailed: the server cannot load the backup, or it cannot be compared.
         OpsError: the disk is full, or a write failed. The copy is then deleted.
     """
-    permit.require(ACT, block.data_directory)
     live = live_directory(block)
     directory = live.with_name(live.name + BESIDE)
     _remove_leftover(block, directory)

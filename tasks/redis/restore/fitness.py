@@ -16,7 +16,6 @@ from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent
-from tasks.redis.restore.final_save import judge_final_save
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
 from tasks.redis.restore.restart import judge_restart
@@ -91,7 +90,7 @@ def _judge(
     live, keys = _live(block, program.value)
     found += live
     if keys is not None:
-        found += (*judge_final_save(block), *judge_restart(block))
+        found += judge_restart(block)
     found += _around(around)
     return RedisFitness(tuple(found), keys, copy_bytes, seconds, around)
 

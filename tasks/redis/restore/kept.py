@@ -14,7 +14,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, VerificationFailed
 from runbook.files import durable, inside
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.redis.persistence.newest import find_newest
 from tasks.redis.restore.copy import own, seed_aof
@@ -48,15 +48,13 @@ def read_kept(block: Redis, directory: Path) -> KeptRedisData:
     return _load(block, directory)
 
 
-@action(idempotent=True)
-def prepare_kept(permit: Permit, block: Redis, kept: KeptRedisData) -> KeptRedisData:
+@action(of=lambda kept: Act(UNDO, str(kept.directory)), idempotent=True)
+def prepare_kept(block: Redis, kept: KeptRedisData) -> KeptRedisData:
     """Convert its newest data to the form that the server starts from. Nothing is deleted; an older AOF is renamed.
 
     Raises:
-        NotConfirmed: the permit does not cover that directory.
         OpsError: it cannot be written.
     """
-    permit.require(UNDO, str(kept.directory))
     if kept.starts:
         return kept
     configuration = read_configuration(Path(block.config_file))

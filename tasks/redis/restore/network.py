@@ -21,7 +21,7 @@ from blocks.redis.server import CONNECT_SECONDS, Redis
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files import record
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.wait import until
@@ -73,27 +73,21 @@ def still_follows(block: Redis, left: RedisLeftover) -> bool:
     return info["role"] == "slave" and f"{info['master_host']}:{info['master_port']}" == left.temporary
 
 
-@action(idempotent=True)
-def put_back(permit: Permit, block: Redis, left: RedisLeftover, reports: Path) -> None:
+@action(of=lambda block: Act(ACT, block.address), idempotent=True)
+def put_back(block: Redis, left: RedisLeftover, reports: Path) -> None:
     """Promote a server again that a restore made a replica, and restore its settings.
 
     Raises:
-        NotConfirmed: the permit is for another server.
         Unreachable, OpsError: it does not answer, or refuses.
     """
-    permit.require(ACT, block.address)
     _put_back(block, left, reports)
 
 
-@action(idempotent=True)
-def forget_dead(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> None:
+@action(of=lambda block: Act(ACT, block.address), idempotent=True)
+def forget_dead(block: Redis, around: ReplicationTopology, reports: Path) -> None:
     """Delete killed runs' records of a dead server that `block` replaces. The list of detached servers stays until
     `detach` replaces it.
-
-    Raises:
-        NotConfirmed: the permit is for another.
     """
-    permit.require(ACT, block.address)
     (reports / RECORD).unlink(missing_ok=True)
     if around.is_alone:
         (reports / DETACHED).unlink(missing_ok=True)
@@ -109,24 +103,21 @@ def _put_back(block: Redis, left: RedisLeftover, reports: Path) -> None:
     (reports / RECORD).unlink(missing_ok=True)
 
 
-@action
+@action(of=lambda block: Act(ACT, block.address))
 def replace_by_replication(
-    permit: Permit,
     block: Redis,
     scratch: redis.Redis,
     route: Route,
-    kept: str,
     reports: Path,
+    kept: str,
     compare: Callable[[], KeyComparison],
 ) -> KeyComparison:
     """Let the live server follow the scratch server until it has the same data, compare, and promote it again.
 
     Raises:
-        NotConfirmed: the permit is for another server.
         NotReached: it cannot reach the scratch server; its data is unchanged.
         Unreachable, OpsError: it, or the connection, failed; it was promoted again if possible.
     """
-    permit.require(ACT, block.address)
     left = _prepare(block, scratch, route, kept)
     record.write(reports / RECORD, left)
     failpoint("redis: network restore recorded")

@@ -15,7 +15,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.redis.backup.rdb import accepts, payload_version
 from tasks.redis.content.reading import shown
@@ -179,9 +179,9 @@ def _version(backup: RedisLine, held: RestoreOrder) -> int | None:
     return None
 
 
-@action
+@action(of=lambda order: Act(ACT, order.target))
 def restore_keys(
-    permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
+    block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
 ) -> Restored:
     """Delete the live keys that are not in the backup (if ordered), then copy the backup's keys. Other keys that a
     client wrote since the count are kept. A key of the backup that expires meanwhile is not in it any more.
@@ -189,11 +189,9 @@ def restore_keys(
     If it is killed, the live server has some earlier keys and some of the backup's; a second run completes it.
 
     Raises:
-        NotConfirmed: the permit names something else.
         OpsError: the live server refuses.
         Unreachable: it does not answer.
     """
-    permit.require(ACT, order.target)
     done = Restored()
     with scratch_line(block, scratch) as backup:
         if order.extra == "remove":
@@ -208,15 +206,13 @@ def restore_keys(
     return done
 
 
-@action(idempotent=True)
-def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder) -> str:
+@action(of=lambda order: Act(ACT, order.target), idempotent=True)
+def restore_functions(block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder) -> str:
     """Replace the live server's function libraries by the backup's; returns why that failed, "": it succeeded.
 
     Raises:
-        NotConfirmed: the permit names something else.
         Unreachable: a server does not answer.
     """
-    permit.require(ACT, order.target)
     with scratch_line(block, scratch) as backup:
         payload = backup.call(0, "FUNCTION", "DUMP")
     (answer,) = live.pipe(0, [("FUNCTION", "RESTORE", payload, "FLUSH")])

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -25,8 +25,8 @@ from runbook import clock
 from runbook.errors import LossExceeded, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
-from runbook.kinds import probe
+from runbook.guard.permit import Act
+from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.aof import copy_aof, loaded_aof, read_parts
 from tasks.redis.backup.snapshot import RDB
@@ -360,17 +360,15 @@ def require_received(block: Redis, copy: SurvivingCopy) -> None:
         )
 
 
-@contextlib.contextmanager
-def released(permit: Permit, block: Redis, copy: SurvivingCopy, reports: Path) -> Iterator[Redis]:
-    """Within the block a detached replica is a master whose writes are paused: a server whose master is dead serves no
-    replica, and so no copy. Afterwards it is detached again. Its data does not change; its replication stream does, so
-    its position in the new one is recorded.
+@action(of=lambda block: Act(TAKE_OFF, block.data_directory))
+def back_up_replica(block: Redis, copy: SurvivingCopy, reports: Path, take: Callable[[Redis], Backup]) -> Backup:
+    """Let `take` back up a detached replica. Meanwhile it is a master whose writes are paused: a server whose master is
+    dead serves no replica, and so no copy. Afterwards it is detached again. Its data does not change; its replication
+    stream does, so its position in the new one is recorded.
 
     Raises:
-        NotConfirmed: the permit does not cover the servers of this data set.
         Unreachable, OpsError: it does not answer, or refuses.
     """
-    permit.require(TAKE_OFF, block.data_directory)
     replica = block.at(copy.where)
     with Pause(replica, LONGEST_SECONDS) as pause:
         try:
@@ -379,8 +377,9 @@ def released(permit: Permit, block: Redis, copy: SurvivingCopy, reports: Path) -
             if copy.loss.since and (position := read_position(replica, copy.loss.since)):
                 record_position(reports, position)
             failpoint("redis: survivor released")
-            yield replica
+            backup = take(replica)
         finally:
             with connected(replica) as client:
                 call(client, "REPLICAOF", *NOWHERE)
         pause.lift()
+    return backup

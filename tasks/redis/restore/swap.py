@@ -18,7 +18,7 @@ from runbook.current import leaves, removed
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import durable, inside
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.host.services import refuse_ended, start_one, stopped
@@ -137,19 +137,17 @@ class _Start:
         return not info["loading"]
 
 
-@action
-def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
+@action(of=lambda block: Act(ACT, block.data_directory))
+def swap_redis(block: Redis, copy: RedisCopy) -> SwappedRedis:
     """Rename the copy to the live directory's name; the old directory is kept as `<name>.superseded_<time, UTC>`.
 
     A kill between the two renames loses nothing: the service does not start without its directory, and the next restore
     builds a new copy.
 
     Raises:
-        NotConfirmed: the permit does not cover this directory.
         VerificationFailed: the copy differs from the backup.
         OpsError: the server has not exited, or a rename failed (then the old directory is back).
     """
-    permit.require(ACT, block.data_directory)
     if not copy.comparison.is_equal:
         raise VerificationFailed("the copy differs from the backup", copy.comparison.differences[0])
     live = live_directory(block)

@@ -12,7 +12,7 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.files import record
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.redis.restore.final_save import LastState
 from tasks.redis.restore.survivors import PART
@@ -91,15 +91,13 @@ def end_undoing(reports: Path) -> None:
     (reports / RECORD).unlink(missing_ok=True)
 
 
-@action
-def swap_back(permit: Permit, block: Redis, aside: Path, reports: Path) -> SwappedRedis:
+@action(of=lambda aside: Act(UNDO, str(aside)))
+def swap_back(block: Redis, aside: Path, reports: Path) -> SwappedRedis:
     """Rename a replaced directory to the live name; the current one is kept. Renames of a killed run are not repeated.
 
     Raises:
-        NotConfirmed: the permit does not cover that directory.
         OpsError: the server has not exited, or a rename failed (then the live directory is back).
     """
-    permit.require(UNDO, str(aside))
     undoing = _noted(block, aside, reports)
     if undoing.is_exchanged:
         return SwappedRedis(undoing.live, undoing.kept)

@@ -27,7 +27,7 @@ from runbook.current import leaves, removed
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files import record
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.redis.sentinels import SETTINGS, ask_sentinels
@@ -41,16 +41,14 @@ TAKE_OFF = "take off the replicas and Sentinels of Redis"
 AGREE_SECONDS = 60.0
 
 
-@action(idempotent=True)
-def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> ReplicationTopology:
+@action(of=lambda block: Act(TAKE_OFF, block.data_directory), idempotent=True)
+def detach(block: Redis, around: ReplicationTopology, reports: Path) -> ReplicationTopology:
     """Record replicas and Sentinels, make all Sentinels forget the server, give the replicas an unreachable master, and
     ensure that this server does not start as a replica.
 
     Raises:
-        NotConfirmed: the permit does not cover this server's data.
         OpsError: a Sentinel or a server refuses.
     """
-    permit.require(TAKE_OFF, block.data_directory)
     if around.is_alone:
         return around
     noted = replace(around, since=around.since or datetime.now(UTC).isoformat(timespec="seconds"))
@@ -94,18 +92,16 @@ class Attached:
     notes: tuple[str, ...] = ()
 
 
-@action(idempotent=True)
-def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> Attached:
+@action(of=lambda block: Act(TAKE_OFF, block.data_directory), idempotent=True)
+def attach(block: Redis, around: ReplicationTopology, reports: Path) -> Attached:
     """Register the master with the Sentinels, so that clients find it, and let the others follow it.
     `wait_for_followers` completes that.
 
     The master is this server if its data was swapped, otherwise the earlier one.
 
     Raises:
-        NotConfirmed: the permit does not cover this server's data.
         Unreachable: the Sentinels do not agree in time.
     """
-    permit.require(TAKE_OFF, block.data_directory)
     if around.is_alone:
         return Attached(around.own, around)
     master = around.own if around.swapped or not around.master else around.master
@@ -136,15 +132,13 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
     return Attached(master, noted, followers, failed, tuple(notes))
 
 
-@action(idempotent=True)
-def wait_for_followers(permit: Permit, block: Redis, attached: Attached, reports: Path) -> tuple[str, ...]:
+@action(of=lambda block: Act(TAKE_OFF, block.data_directory), idempotent=True)
+def wait_for_followers(block: Redis, attached: Attached, reports: Path) -> tuple[str, ...]:
     """Wait until the replicas are in sync, and let the Sentinels promote them from then on. Returns sentences about
     servers and Sentinels that could not be attached; the record of detached servers keeps them.
 
     Raises:
-        NotConfirmed: the permit does not cover this server's data.
     """
-    permit.require(TAKE_OFF, block.data_directory)
     around, master = attached.around, attached.master
     if around.is_alone:
         return ()

@@ -10,21 +10,17 @@ from pathlib import Path
 import pytest
 
 from flows.redis.persistence import backup_redis, restore_redis
-from flows.redis.restore.gate import RedisGate, loss_of
-from flows.redis.restore.steps import build_redis, replace_redis
+from flows.redis.restore.gate import loss_of
+from flows.redis.restore.methods import replacing
+from runbook.change import carrying_out
 from runbook.errors import RunbookFailed
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue, codec, manifest
 from tasks.redis.content.manifest import EXPIRING
-from tasks.redis.restore.copy import ACT
-from tasks.redis.restore.live import read_live
 from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import family, program_version
-from tasks.redis.topology.isolation import TAKE_OFF
-from tasks.redis.topology.topology import ReplicationTopology
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
 from tests.redis.data import account, add_short_for, fill, survivors
@@ -192,14 +188,19 @@ def test_a_server_that_starts_empty_is_noticed(rig: Rig) -> None:
     """The seeded failure of the last check: the configuration changes between proof and start, the AOF is not found."""
     fill({0: rig.client()})
     backup()
-    env, report = rig.environment, Report("trial", NAME)
-    permit = Permit(NAME, (Act(ACT, str(rig.data)), Act(TAKE_OFF, str(rig.data))))
+    env, report = rig.environment, Report("trial", NAME, NAME)
     source = catalogue.find_backup(DirectoryStore(rig.store), "redis")
-    copy, loss = build_redis(report, env, permit, source), loss_of(source)
-    rig.configure(aof=True, extra='appenddirname "elsewhere"\n')
-    report.effect = Effect("", "", (loss,))
-    gate = RedisGate(report, env, permit, ReplicationTopology(own="127.0.0.1:6379"), read_live(env.redis))
-    replace_redis(gate, copy, loss, source)
+    restore = replacing(report, env, source)
+    effect = Effect("", "", (loss_of(source),))
+
+    def carry_out() -> None:
+        with carrying_out(report, *restore.lines, effect=effect) as carry:
+            copy = restore.build(carry)
+            rig.configure(aof=True, extra='appenddirname "elsewhere"\n')
+            restore.replace(carry, copy)
+
+    with pytest.raises(RunbookFailed):
+        carry_out()
     assert report.status is Status.CRITICAL
     assert "loaded 0 keys at its start" in report.sentence()
     assert "undo-restore-redis with kept=data.superseded_" in report.sentence()

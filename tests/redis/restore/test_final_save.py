@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.restore.methods import RedisReplacement
 from flows.redis.restore.undo import undo_restore_redis
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.persistence.state import ask
+from tasks.redis.restore.copy import RedisCopy
 from tasks.redis.restore.final_save import has_whole_aof
 from tasks.redis.server import live_directory
 from tests.fixtures.reports import finding
@@ -126,6 +129,26 @@ def test_data_whose_directory_was_deleted_is_kept_as_a_backup(rig: Rig, restore:
     assert kept in " ".join(value for name, value in report.facts.items() if name.startswith("undo"))
     assert restore_redis.fn(NAME, backup=kept, confirm=NAME).status in (Status.OK, Status.WARN)
     assert rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
+def test_a_directory_that_is_deleted_since_the_plan_stops_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan did not say that its data is backed up first: its stop would lose it."""
+    backed_up(rig)
+    rig.client().set("newer", 1)
+    build = RedisReplacement.build
+
+    def built(*given: Any) -> RedisCopy:
+        copy = build(*given)
+        shutil.rmtree(rig.data)
+        return copy
+
+    monkeypatch.setattr(RedisReplacement, "build", built)
+    with pytest.raises(RunbookFailed, match="Redis data that no directory keeps"):
+        restore_redis.fn(NAME, confirm=NAME)
+    assert rig.client().get("newer") == b"1"
+    monkeypatch.setattr(RedisReplacement, "build", build)
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert report.facts["live data kept as"] in report.facts["undo"]
 
 
 def test_an_aof_that_was_just_switched_on_is_not_whole(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import redis
 
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis, check_redis_persistence, restore_redis
+from flows.redis.restore import replacement
 from flows.redis.restore.reattach import reattach_redis
 from flows.redis.restore.undo import undo_restore_redis
 from lab.processes import write
@@ -32,6 +34,7 @@ from tasks.redis.topology.topology import RECORD, find_record, read_topology
 from tests.fixtures.killed import exit_code_at
 from tests.fixtures.reports import finding
 from tests.fixtures.servers import free_port
+from tests.fixtures.stand_in import replace_step
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import MASTER, NAME, PASSWORD, PATIENT_MS, RedisServer, SentinelServer, notice_deaths
@@ -146,7 +149,7 @@ def followed(watched: Watched) -> None:
     assert not watched.record.exists()
 
 
-def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> None:
+def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     """No failover happens while the master is stopped, and what was written since the backup comes back from nobody."""
     fill({0: watched.rig.client()})
     before = account(watched.rig.client())
@@ -158,7 +161,12 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     assert len(steps) == 2
     assert watched.replica.address in steps[1]
     assert watched.masters() == {watched.own}, "a plan changes nothing"
+    caplog.set_level(logging.INFO, logger="ops")
     restored(watched)
+    done = [one.getMessage().partition(": done in ")[0] for one in caplog.records if ": done in " in one.getMessage()]
+    lines = [one for one in done if one.startswith("Step ")]
+    number = len(planned.plan_steps)
+    assert lines == [f"Step {n}/{number}: {one.step}" for n, one in enumerate(planned.plan_steps, 1)]
     followed(watched)
     assert account(watched.rig.client()) == survivors(before)
     until(watched.agreed, what="Sentinels that know all", seconds=120)
@@ -303,7 +311,7 @@ def test_a_restore_that_fails_puts_back_what_it_took_off(watched: Watched, monke
     def fails(*_: object) -> None:
         raise OpsError("the disk is on fire")
 
-    monkeypatch.setattr("flows.redis.restore.steps.swap_redis.after", lambda *_: fails, raising=False)
+    replace_step(monkeypatch, replacement, "swap_redis", fails)
     with pytest.raises(OpsError, match="on fire"):
         restore_redis.fn(NAME, confirm=NAME)
     followed(watched)
@@ -432,6 +440,21 @@ def test_what_the_master_of_now_held_is_kept(watched: Watched) -> None:
     assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
 
 
+def test_what_the_master_of_now_held_is_kept_from_other_files(watched: Watched) -> None:
+    """The same where this host's files are restored, which are older."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.rig.services.stop("redis")
+    watched.replica.client().set("newer", 1)
+    report = restore_redis.fn(NAME, redis_source="files", confirm=NAME)
+    assert watched.rig.client().mget("old", "newer") == [b"1", None]
+    found = str(report.facts["undo"])
+    assert f"for the data of {watched.replica.address}: restore-redis with backup=" in found
+    assert restore_redis.fn(NAME, found.rpartition("=")[2], confirm=NAME).status is Status.OK
+    assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
 @pytest.mark.parametrize("what", ["replica", "sentinel"])
 def test_one_that_dies_does_not_keep_the_rest_off(watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """While it is taken off: all others are put back, and reattach-redis does the rest when it is back."""
@@ -444,7 +467,7 @@ def test_one_that_dies_does_not_keep_the_rest_off(watched: Watched, monkeypatch:
         dies.crash()
         return real(*waited)
 
-    monkeypatch.setattr("flows.redis.restore.steps.start_redis.after", after, raising=False)
+    monkeypatch.setattr("flows.redis.restore.replacement.start_redis.after", after, raising=False)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN, report.sentence()
     assert dies.address in report.sentence()

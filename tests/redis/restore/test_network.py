@@ -17,7 +17,8 @@ import redis
 
 from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.restore import network as network_steps
-from flows.redis.restore import network as network_target
+from flows.redis.restore import target as network_target
+from flows.redis.restore.network import ReplicatedRestore
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -133,7 +134,7 @@ def test_round_trip_by_replication(remote: RedisServer) -> None:
     settings = {name: remote.client().config_get(name) for name in ("masterauth", "masteruser", "repl-diskless-load")}
     plan = restore_redis.fn(NAME)
     assert plan.status is Status.PLANNED
-    assert [step.step for step in plan.plan_steps] == ["keep", "replicate", "prove"]
+    assert [step.step for step in plan.plan_steps] == ["keep", "replicate", "prove", "restore", "save"]
     assert remote.client(7).get("garbage") == b"7", "a plan changes nothing"
     report = restore()
     assert report.status is Status.OK, report.sentence()
@@ -548,7 +549,7 @@ def test_an_aof_that_can_not_be_written_anew_is_not_waited_for(
     client = remote.client()
     client.config_set("appendonly", "yes")
     until(lambda: not rewriting(client), what="the first AOF", seconds=120)
-    roles, replicate = list[str](), network_steps._replicate
+    roles, replicate = list[str](), ReplicatedRestore._replicate
 
     def as_where_memory_runs_out(*arguments: Any) -> Any:
         client.config_set("rdb-key-save-delay", 10_000)
@@ -559,7 +560,7 @@ def test_an_aof_that_can_not_be_written_anew_is_not_waited_for(
         roles.append(role(remote))
         return save_in_background(*arguments)
 
-    monkeypatch.setattr(network_steps, "_replicate", as_where_memory_runs_out)
+    monkeypatch.setattr(ReplicatedRestore, "_replicate", as_where_memory_runs_out)
     monkeypatch.setattr(network_steps, "save_in_background", serving)
     with contextlib.ExitStack() as ending:
         report = failed()

@@ -16,6 +16,7 @@ from flows.redis.persistence import backup_redis, restore_redis
 from lab.processes import write
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import permitted_by
 from runbook.report import Status
 from runbook.wait import until
 from tasks.backups import catalogue
@@ -42,8 +43,11 @@ def test_permit_is_needed(rig: Rig) -> None:
     with pytest.raises(NotConfirmed):
         restore_redis.fn(NAME, "latest", confirm="production")
     found = catalogue.find_backup(DirectoryStore(rig.store), "redis")
-    with pytest.raises(NotConfirmed):
-        build_redis_copy(Permit(NAME, (Act(ACT, "/elsewhere"),)), rig.environment.redis, found)
+    build = build_redis_copy.bind(rig.environment.redis, found)
+    with pytest.raises(NotConfirmed, match="not carried out by a plan"):
+        build()
+    with permitted_by(Permit(NAME, (Act(ACT, "/elsewhere"),))), pytest.raises(NotConfirmed, match="not in this run's"):
+        build()
     assert [path.name for path in rig.data.parent.iterdir()] == ["data"]
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from flows.recovery.full.choose import choose_others
 from flows.redis.persistence import backup_redis, restore_redis
-from flows.redis.restore import methods
 from flows.redis.restore.gate import RedisGate
+from flows.redis.restore.methods import RedisReplacement
 from runbook.current import use_report
 from runbook.errors import RunbookFailed
 from runbook.guard.loss import Loss
@@ -24,8 +24,8 @@ from runbook.wait import until
 from tasks.recovery_points.following import read_replica_point
 from tasks.redis.position import StreamPosition, keep_position, record_position
 from tasks.redis.restore.copy import RedisCopy
-from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.swap import superseded_redis
+from tasks.redis.topology.topology import ReplicationTopology
 from tests.redis.conftest import Rig
 from tests.redis.data import account
 from tests.redis.restore.test_survivors import choice, die, in_step, newest
@@ -145,14 +145,14 @@ def test_a_replica_that_copies_an_empty_master_meanwhile_is_no_source(
     rig: Rig, replica: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_directory(rig, replica)
-    fence = RedisGate.fence
+    detach = RedisGate.detach
 
-    def fenced(gate: RedisGate, after: object = None) -> LiveRedis:
+    def detached(gate: RedisGate) -> ReplicationTopology:
         replica.client().config_set("masterauth", PASSWORD)
         settles(lambda: replica.client().dbsize() == 0, "the replica of an empty master")
-        return fence(gate, after)
+        return detach(gate)
 
-    monkeypatch.setattr(RedisGate, "fence", fenced)
+    monkeypatch.setattr(RedisGate, "detach", detached)
     with pytest.raises(RunbookFailed, match="has copied another master since it was judged"):
         restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
     assert rig.client().dbsize() == 0
@@ -167,7 +167,7 @@ def test_a_server_that_comes_back_meanwhile_is_not_replaced(
     backup_redis.fn(NAME)
     if state == "down":
         rig.crash()
-    build = methods.build_redis
+    build = RedisReplacement.build
 
     def built(*given: Any) -> RedisCopy:
         copy = build(*given)
@@ -178,7 +178,7 @@ def test_a_server_that_comes_back_meanwhile_is_not_replaced(
         fill(rig, "since", 50)
         return copy
 
-    monkeypatch.setattr(methods, "build_redis", built)
+    monkeypatch.setattr(RedisReplacement, "build", built)
     with pytest.raises(RunbookFailed, match="it was down when judged" if state == "down" else "has restarted since"):
         restore_redis.fn(NAME, confirm=NAME)
     assert rig.client().dbsize() == 150
@@ -189,7 +189,7 @@ def test_a_server_that_ran_meanwhile_and_died_again_is_not_replaced(rig: Rig, mo
     fill(rig, "k", 100)
     backup_redis.fn(NAME)
     rig.crash()
-    build = methods.build_redis
+    build = RedisReplacement.build
 
     def built(*given: Any) -> RedisCopy:
         rig.services.start("redis")
@@ -198,7 +198,7 @@ def test_a_server_that_ran_meanwhile_and_died_again_is_not_replaced(rig: Rig, mo
         rig.crash()
         return build(*given)
 
-    monkeypatch.setattr(methods, "build_redis", built)
+    monkeypatch.setattr(RedisReplacement, "build", built)
     with pytest.raises(RunbookFailed, match="was down when judged, and has written data since"):
         restore_redis.fn(NAME, confirm=NAME)
     rig.services.start("redis")
