@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit, PlannedStep
-from runbook.kinds import Bound, Pending, UnderWay, carried, permitted_by
+from runbook.kinds import Bound, Pending, Step, UnderWay, carried, permitted_by
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.submitted import give_up
@@ -166,8 +166,8 @@ class Carrier:
         return result
 
     def begin(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> BegunLine[R]:
-        """Carry out a line, whose work is a bound action, beside those that follow."""
-        assert isinstance(line.work, Bound)
+        """Carry out a line, whose work is one action, beside those that follow."""
+        assert isinstance(line.work, Bound | Step)
         numbers = self._start(line)
         started = self.report.step_log.begin(numbers, self.report.plan_steps)
         with self._under_way(line):

@@ -43,8 +43,14 @@ def plan_commits(report: Report, env: Environment, begun: State) -> Sequence[Cha
     where commits return. No line if commits wait for no standby."""
     if not _judge(report, env).needed:
         return ()
+    return [plan_override(env, begun)]
+
+
+def plan_override(env: Environment, begun: State | None = None) -> Change[[], Synchrony]:
+    """Plan to continue without a standby, also for a server that does not run yet. `let_commits_return` carries it
+    out."""
     step = _step()
-    return [Change(commit_alone.bind(env.postgres), step.step, step.detail, begun=begun, is_optional=True)]
+    return Change(commit_alone.bind(env.postgres), step.step, step.detail, begun=begun, is_optional=True)
 
 
 def let_commits_return(report: Report, env: Environment, carry: Carrier, planned: Change[[], Synchrony]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.redis.server import Redis
@@ -16,6 +17,7 @@ from flows.redis.backup import keep_live
 from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.steps import put_back
 from flows.restart import start_again
+from runbook.change import Change, State
 from runbook.errors import OpsError, ending_the_run
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending, permitted_by
@@ -28,6 +30,10 @@ from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
 from tasks.redis.topology.topology import ReplicationTopology
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STOP_SECONDS = 5
 # A point-in-time recovery does not stop Redis.
 APPLICATION = tuple(role for role in STOP_ORDER if role not in ("redis", "postgres"))
 
@@ -75,9 +81,23 @@ class StoppedServices(abc.ABC):
         """Every role that may have been stopped, in the order of the start."""
 
 
+def plan_stop(
+    services: StoppedServices, stop: Callable[P, R], roles: Sequence[str], *, begun: State | None = None
+) -> Change[P, R]:
+    """Plan to stop `roles`, in order, by `stop`. If the run fails before it replaced anything, those of `services` that
+    were found running are started again."""
+
+    def start() -> None:
+        if not services.swapped:  # perhaps by a killed run, or without a word whether it was
+            services.start_again()
+
+    return Change(stop, "stop services", ", ".join(roles), seconds=STOP_SECONDS, begun=begun, reverse=start)
+
+
 @contextlib.contextmanager
 def started_on_failure(services: StoppedServices) -> Iterator[None]:
-    """If the block fails before it replaced anything, start the services that were found running."""
+    """If the block fails before it replaced anything, start the services that were found running. For a runbook that
+    does not plan the stop by `plan_stop`."""
     try:
         yield
     except BaseException:

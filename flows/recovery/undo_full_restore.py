@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from blocks.environment import Environment
 from flows.branch import record_branch
@@ -16,25 +19,21 @@ from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.point import swap
 from flows.recovery.point.server_state import judge_slots
-from flows.recovery.stopped_services import (
-    APPLICATION,
-    ClusterServices,
-    read_cluster_services,
-    replication_roles,
-    started_on_failure,
-)
+from flows.recovery.point.start import ClusterStart
+from flows.recovery.stopped_services import ClusterServices, plan_stop, read_cluster_services
 from runbook import clock
+from runbook.change import Carrier, Change, Check, Line, State, carrying_out
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.flow import flow
-from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from tasks.cluster.catalog import has_database
+from tasks.cluster.fence import FencedServer
 from tasks.cluster.kept import (
     KeptCluster,
     UndoMarker,
@@ -48,10 +47,9 @@ from tasks.cluster.stopped import read_stopped
 from tasks.cluster.swap import set_wal_aside, swap_cluster
 from tasks.failover.member import MemberControl, read_control
 from tasks.host.disk import is_here
-from tasks.host.services import start_services, stop_services
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.server.server import presence
-from tasks.wal.branch import number_in_use, read_history, record_in_use, timeline_of
+from tasks.wal.branch import number_in_use, read_history, timeline_of
 from tasks.wal.discarded import read_discarded
 from tasks.wal.format.names import Timeline
 
@@ -113,23 +111,13 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
         services = read_cluster_services(report, env)
         if found.begun:  # nothing may be started before it is complete
             services.swapped.append("cluster")
-        _plan(report, env, found)
-        pin_database(report, env.postgres, replaced=True, up=state == "up")
+        _judge(report, env, found)
+        undo = ClusterUndo.plan(report, env, services, found, planned)
+        pins = [partial(pin_database, postgres=env.postgres, replaced=True, up=state == "up")]
         what = f"PostgreSQL is again the cluster of timeline {found.history.number} ({found.path.name})"
-        down = seconds_from(report.plan_steps, "stop services")
-        effect = Effect(what, Next(FLOW), (planned, *found.lost_databases), down)
-        permit = report.permit(*swap.acts(env), effect=effect)
-        report.state_is("the live cluster is unchanged", "fix the findings above, then run this again")
-        with started_on_failure(services):
-            fenced = gate.fence_cluster(report, env, services, "backups")
-            loss = _loss(env, found, None, planned=planned)
-            require_confirmed(report, loss)
-            gate.require_fence(env, fenced)
-            report.loses(loss, *found.lost_databases)
-            _put_back(report, permit, env, services, found)
-        swap.start(report, permit, env, services, has_statistics=True)
-        UndoMarker.remove(env.reports_directory)
-        gate.forget_swap(env)
+        effect = Effect(what, Next(FLOW), (planned, *found.lost_databases), undo.seconds_down)
+        with carrying_out(report, *undo.lines, effect=effect, pins=pins) as carry:
+            undo.carry_out(carry)
         _report_follow_up(report, env, services, found)
     return report
 
@@ -219,62 +207,145 @@ def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned
     return Loss("PostgreSQL", len(commits), first=first, last=last, as_of=as_of, later=later)
 
 
-def _plan(report: Report, env: Environment, found: KeptState) -> None:
+def _judge(report: Report, env: Environment, found: KeptState) -> None:
     judge_slots(report, env, [slot.name for slot in (found.path / "pg_replslot").glob("*")])
-    live = env.postgres.data_directory
     if found.lacks:
         hint = "the recovery that this undoes brought it back: full-restore does so again"
         report.warn("database in the kept cluster", hint, value=f"{found.lacks} is missing in it", expected=found.lacks)
-    stop = ", ".join([*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service])
-    report.plan("stop services", stop, seconds=5, by=[stop_services])
-    report.plan(
+
+
+@dataclass(frozen=True)
+class ClusterUndo:
+    """The lines of the undo. `rename`: empty where a killed run has put the data directory back; `receiver`, `record`:
+    empty without WAL."""
+
+    report: Report
+    env: Environment
+    stop: Change[..., FencedServer]
+    counting: Check[[FencedServer], None]
+    rename: Sequence[Change[[], None]]
+    receiver: Sequence[Change[[], None]]
+    record: Sequence[Change[[], None]]
+    start: ClusterStart
+
+    @classmethod
+    def plan(
+        cls, report: Report, env: Environment, services: ClusterServices, found: KeptState, planned: Loss
+    ) -> ClusterUndo:
+        """Plan the lines. `planned`: the loss that a person confirms."""
+        begun = State(
+            "services are stopped; the replaced cluster may not be back completely",
+            f"run undo-full-restore again with confirm={env.name}: it continues",
+        )
+        fence = partial(gate.fence_cluster, report, env, services)
+        unchanged = State("the live cluster is unchanged", "fix the findings above, then run this again")
+        is_renamed = found.path == Path(env.postgres.data_directory)
+        return cls(
+            *(report, env),
+            plan_stop(services, fence, swap.stopped_roles(env), begun=unchanged),
+            _plan_counting(report, env, found, planned),
+            [] if is_renamed else [_plan_rename(env, services, found, begun)],
+            [_plan_receiver(env, services, found, begun)] if env.has("wal") else [],
+            [_plan_record(report, env, services, found)] if env.has("wal") else [],
+            ClusterStart.plan(report, env, services, "and its WAL receiver", has_statistics=True),
+        )
+
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """Return them in order."""
+        return self.stop, self.counting, *self.rename, *self.receiver, *self.record, *self.start.lines
+
+    @property
+    def seconds_down(self) -> float:
+        """Return how long the system is down, estimated."""
+        return sum(step.seconds for one in self.lines for step in one.planned)
+
+    def carry_out(self, carry: Carrier) -> None:
+        """Put the kept cluster back, and start it.
+
+        Raises:
+            LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
+            OpsError: a service does not stop or start, or a rename fails.
+        """
+        carry(self.counting, carry(self.stop, "backups"))
+        for line in (*self.rename, *self.receiver, *self.record):
+            carry(line)
+        self.start.carry_out(carry)
+        UndoMarker.remove(self.env.reports_directory)
+        gate.forget_swap(self.env)
+
+
+def _plan_counting(report: Report, env: Environment, found: KeptState, planned: Loss) -> Check[[FencedServer], None]:
+    def count(fenced: FencedServer) -> None:
+        loss = _loss(env, found, None, planned=planned)
+        require_confirmed(report, loss)
+        gate.require_fence(env, fenced)
+        report.loses(loss, *found.lost_databases)
+
+    detail = "the kept cluster lacks no commit of the stopped server beyond the planned loss"
+    return Check(count, "compare with the live server", detail)
+
+
+def _plan_rename(env: Environment, services: ClusterServices, found: KeptState, begun: State) -> Change[[], None]:
+    live = env.postgres.data_directory
+    action = swap_cluster.bind(env.postgres, KeptCluster(found.path, env.postgres))
+
+    def rename() -> None:
+        if not found.begun:
+            UndoMarker(kept=str(found.path), wal=str(found.wal or ""), left=found.left).write(env.reports_directory)
+        failpoint("undo: begun")
+        services.last = done = action()
+        services.kept += [str(done.kept)] if done.kept else []
+        services.swapped.append("cluster")
+
+    return Change(
+        rename,
         "swap",
         f"{found.path} becomes {live}; the replaced one is kept as {live}.superseded_…",
         seconds=1,
-        by=[swap_cluster],
+        by=[action],
+        begun=begun,
+        done=None if env.has("wal") else lambda _: _live_again(env, services, found),
+        is_final=True,
     )
-    if env.has("wal"):
-        source = str(found.wal) if found.wal else "an empty directory"
-        report.plan(
-            "the receiver's directory",
-            f"{source} becomes {env.wal.directory}; the replaced one is kept",
-            by=[set_wal_aside, put_wal_back],
-        )
-        report.plan("record the timeline in use", f"timeline {found.history.number}", by=[record_in_use])
-    report.plan("start services", "PostgreSQL, the WAL receiver, the application", seconds=10, by=[start_services])
 
 
-def _put_back(report: Report, permit: Permit, env: Environment, services: ClusterServices, found: KeptState) -> None:
-    """Rename the data directory and the receiver's, and record the timeline in use."""
-    primary, again = env.postgres, f"run undo-full-restore again with confirm={env.name}: it continues"
-    if not found.begun:
-        UndoMarker(kept=str(found.path), wal=str(found.wal or ""), left=found.left).write(env.reports_directory)
-    failpoint("undo: begun")
-    report.state_is("services are stopped; the replaced cluster may not be back completely", again)
-    if found.path != Path(primary.data_directory):
-        done = swap_cluster.after(services.last)(permit, primary, KeptCluster(found.path, primary))
-        services.last = done
-        services.kept += [str(done.kept)] if done.kept else []
-    services.swapped.append("cluster")
-    if env.has("wal"):
-        _put_wal_back(permit, env, services, found)
+def _plan_receiver(env: Environment, services: ClusterServices, found: KeptState, begun: State) -> Change[[], None]:
+    """The receiver follows the branch by name: it cannot go on from WAL of another one, and commits wait for it."""
+    directory, source = Path(env.wal.directory), str(found.wal) if found.wal else "an empty directory"
+    aside, back = set_wal_aside.bind(env.postgres, directory), put_wal_back.bind(env.postgres)
+
+    def put_back() -> None:
+        kept = found.wal if found.wal and found.wal.exists() else None
+        if kept or not is_followed(directory, found.history):
+            services.last = former = aside()
+            services.kept += [str(former)] if former else []
+        if kept:
+            services.last = back(kept, directory)
+
+    detail = f"{source} becomes {env.wal.directory}; the replaced one is kept"
+    return Change(put_back, "the receiver's directory", detail, by=[aside, back], begun=begun)
+
+
+def _plan_record(report: Report, env: Environment, services: ClusterServices, found: KeptState) -> Change[[], None]:
+    def record() -> None:
         record_branch(report, env, found.control.system, found.history.number, [found.left], after=services.last)
         failpoint("undo: recorded")
-    report.state_is(
-        f"the cluster of timeline {found.history.number} is live again; services are stopped or starting; the replaced "
-        f"data is kept: {', '.join(services.kept) or 'there was none'}",
-        again,
+
+    return Change(
+        record,
+        "record the timeline in use",
+        f"timeline {found.history.number}",
+        done=lambda _: _live_again(env, services, found),
     )
 
 
-def _put_wal_back(permit: Permit, env: Environment, services: ClusterServices, found: KeptState) -> None:
-    """The receiver follows the branch by name: it cannot go on from WAL of another one, and commits wait for it."""
-    directory, kept = Path(env.wal.directory), found.wal if found.wal and found.wal.exists() else None
-    if kept or not is_followed(directory, found.history):
-        services.last = aside = set_wal_aside.after(services.last)(permit, env.postgres, directory)
-        services.kept += [str(aside)] if aside else []
-    if kept:
-        services.last = put_wal_back.after(services.last)(permit, env.postgres, kept, directory)
+def _live_again(env: Environment, services: ClusterServices, found: KeptState) -> State:
+    return State(
+        f"the cluster of timeline {found.history.number} is live again; services are stopped or starting; the replaced "
+        f"data is kept: {', '.join(services.kept) or 'there was none'}",
+        f"run undo-full-restore again with confirm={env.name}: it continues",
+    )
 
 
 def _report_follow_up(report: Report, env: Environment, services: ClusterServices, found: KeptState) -> None:

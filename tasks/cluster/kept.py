@@ -11,10 +11,9 @@ from blocks.postgres.server import Postgres
 from runbook.failpoint import failpoint
 from runbook.files.durable import sync
 from runbook.files.marker import Marker
-from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.cluster.instance import PrivateInstance
-from tasks.cluster.swap import REPLACE_CLUSTER, SUPERSEDED, superseded_clusters
+from tasks.cluster.swap import SUPERSEDED, replacement, superseded_clusters
 from tasks.stores.directory import told
 from tasks.wal.format.names import Timeline
 from tasks.wal.reading.local import find_segments
@@ -68,14 +67,13 @@ def is_followed(directory: Path, history: Timeline) -> bool:
     return not directory.is_dir() or all(history.left_at(one.timeline) for one in find_segments(directory))
 
 
-@action
-def put_wal_back(permit: Permit, postgres: Postgres, kept: Path, directory: Path) -> Path:
+@action(of=replacement)
+def put_wal_back(postgres: Postgres, kept: Path, directory: Path) -> Path:
     """Rename the kept directory of the receiver to its name, where an empty one is, or none.
 
     Raises:
         OpsError: the directory is not empty, or the disk fails.
     """
-    permit.require(REPLACE_CLUSTER, postgres.data_directory)
     with told(directory):
         kept.rename(directory)
         sync(directory.parent)

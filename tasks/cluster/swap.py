@@ -17,7 +17,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.failpoint import failpoint
 from runbook.files import inside
 from runbook.files.durable import sync
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.configuration import (
@@ -46,6 +46,11 @@ class ClusterSwapped:
     tablespaces: Mapping[str, Path] = field(default_factory=dict)
 
 
+def replacement(postgres: Postgres) -> Act:
+    """Return the act that replaces a live cluster."""
+    return Act(REPLACE_CLUSTER, postgres.data_directory)
+
+
 @action(idempotent=True)
 def sync_cluster(instance: PrivateInstance) -> Path:
     """Bring every file of the stopped copy to disk: it recovered without fsync.
@@ -69,8 +74,8 @@ def flush_cluster(instance: PrivateInstance) -> None:
         sync_cluster.work(instance)
 
 
-@action
-def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) -> ClusterSwapped:
+@action(of=replacement)
+def swap_cluster(postgres: Postgres, instance: PrivateInstance) -> ClusterSwapped:
     """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name. Before that, every
     file of the copy is on disk; after `sync_cluster`, that takes a moment.
 
@@ -78,10 +83,8 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
     no directory is live: the next run builds and swaps again, and the old directory keeps its new name.
 
     Raises:
-        NotConfirmed: not permitted.
         OpsError: a server runs in one of them, a rename or the disk fails.
     """
-    permit.require(REPLACE_CLUSTER, postgres.data_directory)
     live = Path(postgres.data_directory).resolve()  # a symbolic link stays: it points to the chosen disk
     for data in (live, instance.data):
         _require_stopped(data)
@@ -107,14 +110,13 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
     return ClusterSwapped(live, kept, moved)
 
 
-@action
-def set_wal_aside(permit: Permit, postgres: Postgres, directory: Path) -> Path | None:
+@action(of=replacement)
+def set_wal_aside(postgres: Postgres, directory: Path) -> Path | None:
     """Rename the receiver's directory, and make an empty one: its WAL of the old timeline goes beyond the start of the
     new one, and the receiver could not continue from there. The receiver must be stopped.
 
     Returns the new path; None where the directory was empty.
     """
-    permit.require(REPLACE_CLUSTER, postgres.data_directory)
     with told(directory):
         if not directory.is_dir() or not any(directory.iterdir()):
             return None

@@ -19,7 +19,7 @@ from flows.database.staged_restore import report_sequences
 from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
-from flows.recovery.point.swap import takes_writes
+from flows.recovery.point.start import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.gate import RedisGate
 from flows.redis.restore.sources import judge_kept_master

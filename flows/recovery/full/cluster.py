@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
+from flows.database.waiting_commits import free_commits
 from flows.loss import AGAIN, planned_loss_of, require_confirmed
 from flows.recovery.destruction import UNEXPLAINED, read_end
 from flows.recovery.full import bring_up, build, migration
@@ -19,6 +20,7 @@ from flows.recovery.full.start import other_databases
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import server_state, swap
+from flows.recovery.point.start import start_server
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
 from flows.recovery.unlogged import warn_emptied
@@ -94,7 +96,7 @@ def plan(
     """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
     `stop_first`: the application and the database server are stopped before the copy is built."""
     if stop_first:
-        swap.plan_stop(report, env)
+        swap.plan_stopped(report, env)
     plan_copy(report, env, option, of)
     check.plan(report, env)
     build.plan_others(report, env, chosen)
@@ -335,7 +337,8 @@ def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServic
     """
     report, permit, env = run.report, run.permit, run.env
     cluster.last = services.last
-    swap.start_server(report, permit, env, cluster)
+    start_server(report, env, cluster)
+    free_commits(report, permit, env, after=cluster.last)
     name = env.postgres.database
     ready: object = try_login.after(cluster.last)(env.postgres, name)
     if copies.redis:  # a migration may need it

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from blocks.environment import Environment
 from flows.database.base_backup import wal_of
-from flows.recovery.point.choice import PointOrigin
+from flows.recovery.gate import ClusterCopy
+from flows.recovery.point.choice import PointOrigin, fetch_files
 from flows.recovery.point.target import epochs, warn_prepared
+from runbook.change import Begun, Carrier, Change, Check, Line, State
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.files import inside
-from runbook.guard.permit import CarriesOut
+from runbook.guard.permit import CarriesOut, PlannedStep
 from runbook.kinds import Pending, action
 from runbook.report import Report, Status
 from runbook.units import first_of
 from tasks.cluster.copy import BuiltCluster, build_instance
-from tasks.cluster.instance import PrivateInstance
+from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.recovery import RecoveryProgress, read_prepared, read_standing, wait_recovered
 from tasks.cluster.tablespaces import find_created, read_names
 from tasks.cluster.target import Stop
@@ -34,6 +39,8 @@ from tasks.wal.archive.fetch import fetch_histories
 from tasks.wal.format.names import Timeline, lsn_text
 from tasks.wal.reading.waldump import Commit
 
+UNCHANGED = State("nothing live was touched", "fix the findings above, then run this again")
+PROMOTE = PlannedStep("promote the copy", "on a new timeline", seconds=1)
 BUILD, REPLAY = "cluster build", "WAL replay"
 _BYTES_A_SECOND = {BUILD: 150e6, REPLAY: 150e6}
 """Before anything was measured. Measured on two cores with an SSD: see docs/benchmarks-recovery.md."""
@@ -44,6 +51,103 @@ def expected_seconds(env: Environment, what: str, bytes_: int) -> float:
     measured = read_samples.work(Path(env.reports_directory), env.name).get(what, ())
     found = estimate(measured, bytes_)
     return found.seconds if found else bytes_ / _BYTES_A_SECOND[what]
+
+
+@dataclass(frozen=True)
+class PointBuild:
+    """The lines that build the staged copy of a point-in-time recovery, prove that it is at the target, and promote it.
+    Nothing live changes. `promote`: returns the new timeline."""
+
+    report: Report
+    env: Environment
+    instance: PrivateInstance
+    files: Change[[], None]
+    building: Change[..., BuiltCluster]
+    replay: Change[[contextlib.ExitStack, ClusterCopy, Sequence[Link]], None]
+    proof: Check[[ClusterCopy], None]
+    promotion: Change[[], int]
+
+    @classmethod
+    def plan(
+        cls,
+        report: Report,
+        env: Environment,
+        instance: PrivateInstance,
+        copy: ClusterCopy,
+        links: int,
+        promote: Callable[[], int],
+        begun: State,
+    ) -> PointBuild:
+        """Plan the lines. `links`: the segments of WAL that it needs; `begun`: the state of the system meanwhile."""
+        origin = copy.origin
+        content, wal = origin.content, links * origin.content.segment_bytes
+        return cls(
+            *(report, env, instance),
+            Change(
+                lambda: fetch_files(report, origin),
+                "check the backup",
+                f"every file of {', '.join(one.name for one in origin.whole)} is as in its manifest",
+                begun=begun,
+            ),
+            Change(
+                build_instance,
+                "build the copy",
+                f"{origin.backup.name} in {instance.root}",
+                size=content.bytes,
+                seconds=expected_seconds(env, BUILD, content.bytes),
+            ),
+            Change(
+                partial(_replay, report, instance),
+                "replay",
+                f"{links} segments of WAL",
+                size=wal,
+                seconds=expected_seconds(env, REPLAY, wal),
+            ),
+            Check(
+                lambda built: prove(report, instance, built.origin, built.stop, built.known),
+                "prove",
+                "the copy has the last transaction before the target, and not the first after it",
+            ),
+            Change(promote, PROMOTE.step, PROMOTE.detail, seconds=PROMOTE.seconds),
+        )
+
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """Return those after `building`, in order."""
+        return self.replay, self.proof, self.promotion
+
+    def begin(self, carry: Carrier, origin: PointOrigin) -> Begun[BuiltCluster]:
+        """Begin to build the data directory from the base backup alone, beside the lines that follow.
+
+        Raises:
+            RunbookFailed: a file of the backup is damaged.
+        """
+        carry(self.files)
+        return carry.begin(self.building, self.instance, origin.whole, wal=wal_of(self.env))
+
+    @contextlib.contextmanager
+    def promoted(
+        self, carry: Carrier, building: Begun[BuiltCluster], copy: ClusterCopy, links: Sequence[Link]
+    ) -> Iterator[int]:
+        """Run the copy, proven at its target and promoted, while the block runs. Yields its new timeline.
+
+        Raises:
+            RunbookFailed, VerificationFailed: it is not at the target.
+        """
+        self.report.measure(BUILD, copy.origin.content.bytes, building.result().seconds)
+        with contextlib.ExitStack() as stack:
+            carry(self.replay, stack, copy, links)
+            carry(self.proof, copy)
+            yield carry(self.promotion)
+
+
+def _replay(
+    report: Report, instance: PrivateInstance, stack: contextlib.ExitStack, copy: ClusterCopy, links: Sequence[Link]
+) -> None:
+    origin = copy.origin
+    place_wal(instance, origin.archive, links, instance.root / "wal", origin.chain.timeline)
+    stack.enter_context(running(instance, copy.stop, origin.chain.timeline.number, unsynced=True))
+    recover(report, instance, origin, len(links))
 
 
 def recover(report: Report, instance: PrivateInstance, origin: PointOrigin, links: int) -> None:

@@ -15,6 +15,7 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from runbook.errors import OpsError
+from runbook.guard.permit import PlannedStep
 from runbook.report import Report
 from runbook.units import first_of
 from tasks.cluster.configuration import AUTO, OWN, live_configuration, main_file
@@ -29,12 +30,17 @@ CONFIGURATION, SLOTS = "configuration of the server", "replication slots"
 SETTINGS = "settings of databases and roles"
 
 
-def plan(report: Report, env: Environment) -> None:
-    """Judge the configuration that stays, name the slots that are lost, and plan the trial start."""
+REHEARSE = PlannedStep(
+    "start the copy",
+    "once, on a separate port, with exactly the configuration that the live server will use",
+    seconds=1,
+)
+
+
+def judge(report: Report, env: Environment) -> None:
+    """Judge the configuration that stays, and name the slots that are lost."""
     _judge_kept(report, env)
     judge_slots(report, env)
-    once = "once, on a separate port, with exactly the configuration that the live server will use"
-    report.plan("start the copy", once, seconds=1, by=[rehearse_start])
 
 
 def _judge_kept(report: Report, env: Environment) -> None:

@@ -1,85 +1,255 @@
-"""The swap of the whole cluster: stop the services, put the copy into the live directory, start what can follow it."""
+"""The swap of the whole cluster: stop the services, then put the copy into the live directory. (The start after it:
+start.py.)"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
-from flows.application.health_checks import report_health, report_smoke
 from flows.branch import record_branch
-from flows.database.waiting_commits import free_commits
 from flows.recovery import gate
 from flows.recovery.point import server_state
+from flows.recovery.point.build import PROMOTE, UNCHANGED
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
-from runbook.errors import Unreachable
+from flows.recovery.stopped_services import APPLICATION, STOP_SECONDS, ClusterServices, plan_stop, replication_roles
+from runbook.change import Change, Check, Line, State
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, Permit, PlannedStep
+from runbook.kinds import Bound, permitted_by
 from runbook.next import Next
 from runbook.report import Report
-from runbook.units import duration
-from runbook.wait import until
-from tasks.application.health import answers, smoke_check, wait_healthy
 from tasks.cluster.fence import FencedServer, read_fence
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
+from tasks.cluster.rehearsal import rehearse_start
 from tasks.cluster.swap import (
-    REPLACE_CLUSTER,
-    ensure_wal_directory,
+    ClusterSwapped,
+    replacement,
     set_wal_aside,
     superseded_clusters,
     swap_cluster,
     sync_cluster,
 )
-from tasks.host.services import start_services, stop_services
+from tasks.host.services import stop_services
 from tasks.postgres.replication.synchronous import ALONE, address
-from tasks.postgres.restore.planner_statistics import analyze
 
-START_SECONDS, ATTACH_SECONDS, HEALTH_SECONDS = 300.0, 30.0, 120
+P = ParamSpec("P")
+R = TypeVar("R")
+SYNC = PlannedStep("sync the copy", "every file is on disk before the swap: it is recovered without fsync", seconds=1)
+COMPARE = PlannedStep(
+    "compare with the live server",
+    "the copy lacks no commit of the stopped server beyond the planned loss",
+    seconds=1,
+)
 
 
 def acts(env: Environment) -> list[Act]:
-    """The acts that need a permit."""
-    return [Act(REPLACE_CLUSTER, env.postgres.data_directory), Act(ALONE, address(env.postgres))]
+    """The acts that need a permit, for a runbook that plans its steps itself."""
+    return [replacement(env.postgres), Act(ALONE, address(env.postgres))]
 
 
-def servers(env: Environment) -> list[str]:
-    """The servers that are stopped for a swap, after the application."""
-    return [*replication_roles(env), env.postgres.service]
+def stopped_roles(env: Environment) -> list[str]:
+    """Return the services that are stopped for a swap, in order."""
+    return [*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service]
 
 
-def plan_stop(report: Report, env: Environment) -> None:
-    """Plan the stop of the application and the servers."""
-    stop = ", ".join([*env.services_in(APPLICATION), *servers(env)])
-    report.plan("stop services", stop, seconds=5, by=[stop_services, read_fence])
+def plan_stopped(report: Report, env: Environment) -> None:
+    """Plan the stop of the application and the servers, as `plan`."""
+    roles = ", ".join(stopped_roles(env))
+    report.plan("stop services", roles, seconds=STOP_SECONDS, by=[stop_services, read_fence])
 
 
 def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
-    """Plan the swap. `stopped`: the application and the servers are stopped already."""
-    server_state.plan(report, env)
-    live = env.postgres.data_directory
-    report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
-    sync = "every file is on disk before the swap: it is recovered without fsync"
-    report.plan("sync the copy", sync, seconds=1, by=[sync_cluster])
+    """Plan the swap for a runbook with one permit for everything. `stopped`: the application and the servers are
+    stopped already."""
+    server_state.judge(report, env)
+    rehearse = server_state.REHEARSE
+    report.plan(rehearse.step, rehearse.detail, seconds=rehearse.seconds, by=[rehearse_start])
+    report.plan(PROMOTE.step, PROMOTE.detail, seconds=PROMOTE.seconds, by=[promote_instance])
+    report.plan(SYNC.step, SYNC.detail, seconds=SYNC.seconds, by=[sync_cluster])
     if not stopped:
-        plan_stop(report, env)
-    lacks = "the copy lacks no commit of the stopped server beyond the planned loss"
-    report.plan("compare with the live server", lacks, seconds=1, by=[gate.measure])
-    swapped = f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…"
-    report.plan("swap", swapped, seconds=0.1, by=[swap_cluster])
+        plan_stopped(report, env)
+    report.plan(COMPARE.step, COMPARE.detail, seconds=COMPARE.seconds, by=[gate.measure])
+    swapping = _swap_step(env)
+    report.plan(swapping.step, swapping.detail, seconds=swapping.seconds, by=[swap_cluster])
     if env.has("wal"):
-        aside = f"{env.wal.directory} is archived first, then kept under another name"
-        report.plan("restart the WAL receiver", aside, by=[set_wal_aside])
+        receiver = _receiver_step(env)
+        report.plan(receiver.step, receiver.detail, by=[set_wal_aside])
+
+
+def _swap_step(env: Environment) -> PlannedStep:
+    live = env.postgres.data_directory
+    return PlannedStep("swap", f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…", seconds=0.1)
+
+
+def _receiver_step(env: Environment) -> PlannedStep:
+    aside = f"{env.wal.directory} is archived first, then kept under another name"
+    return PlannedStep("restart the WAL receiver", aside)
 
 
 def promote(env: Environment, instance: PrivateInstance) -> int:
     """Promote the copy. It has the WAL receiver's slot before it takes writes, so the receiver misses no WAL."""
     slots = {env.wal.slot: True} if env.has("wal") and env.wal.method == "receivewal" else {}
     return promote_instance(instance, slots)
+
+
+class CarryOut(Protocol):
+    """Carries out a line: `runbook.change.Carrier`, or `PermittedLines`."""
+
+    def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Carry it out."""
+
+
+@dataclass(frozen=True)
+class PermittedLines:
+    """Carries out lines for a runbook that plans its steps itself, and has one permit for everything."""
+
+    report: Report
+    permit: Permit
+
+    def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Carry it out."""
+        if isinstance(line, Change):
+            self._state_is(line.begun)
+        with permitted_by(self.permit):
+            result = line.work(*args, **kwargs)
+        if isinstance(line, Change):
+            self._state_is(line.done(result) if callable(line.done) else line.done)
+        return result
+
+    def _state_is(self, state: State | None) -> None:
+        if state:
+            self.report.state_is(state.what, state.hint)
+
+
+@dataclass(frozen=True)
+class ClusterSwap:
+    """The lines that put a proven copy of the cluster into the live directory. `receiver`, `record`: empty without
+    WAL."""
+
+    report: Report
+    rehearsal: Change[[], None]
+    stop: Change[..., FencedServer]
+    comparison: Check[..., Loss]
+    rename: Change[[Loss, int], int]
+    receiver: Sequence[Change[[], None]]
+    record: Sequence[Change[[PointOrigin, int], None]]
+
+    @classmethod
+    def plan(
+        cls, report: Report, env: Environment, services: ClusterServices, instance: PrivateInstance, begun: State
+    ) -> ClusterSwap:
+        """Plan the lines. `begun`: the state of the system while the services stop."""
+        rehearse = server_state.REHEARSE
+        fence = partial(gate.fence_cluster, report, env, services)
+        return cls(
+            report,
+            Change(
+                lambda: server_state.rehearse(report, env, instance),
+                rehearse.step,
+                rehearse.detail,
+                seconds=rehearse.seconds,
+            ),
+            plan_stop(services, fence, stopped_roles(env), begun=begun),
+            Check(
+                partial(gate.pass_cluster, report, env, services),
+                COMPARE.step,
+                COMPARE.detail,
+                seconds=COMPARE.seconds,
+            ),
+            _plan_rename(report, env, services, instance),
+            [_plan_receiver(env, services)] if env.has("wal") else [],
+            [_plan_record(report, env, services)] if env.has("wal") else [],
+        )
+
+    @property
+    def lines(self) -> Sequence[Line[..., Any]]:
+        """Return them in order, without the rehearsal and the stop."""
+        return self.comparison, self.rename, *self.receiver, *self.record
+
+    def carry_out(
+        self, carry: CarryOut, copy: gate.ClusterCopy, timeline: int, fenced: FencedServer, measured: Loss | None = None
+    ) -> None:
+        """Pass the gate, rename, and record the new timeline. `measured`: see `pass_cluster`.
+
+        Raises:
+            LossExceeded: more than was confirmed. Nothing live was replaced.
+        """
+        carry(self.rename, carry(self.comparison, copy, fenced, measured), timeline)
+        for aside in self.receiver:
+            carry(aside)
+        for record in self.record:
+            carry(record, copy.origin, timeline)
+
+
+def _plan_rename(
+    report: Report, env: Environment, services: ClusterServices, instance: PrivateInstance
+) -> Change[[Loss, int], int]:
+    primary, step = env.postgres, _swap_step(env)  # the server is down when it is carried out
+    action = swap_cluster.bind(primary, instance)
+
+    def rename(loss: Loss, timeline: int) -> int:
+        _note_swapped(report, env, services, action())
+        report.loses(loss)
+        return timeline
+
+    return Change(
+        rename,
+        step.step,
+        step.detail,
+        seconds=step.seconds,
+        by=[action],
+        begun=State(
+            f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to "
+            "it",
+            f"run it again with confirm={env.name}: it restores everything from the start. To go back instead, run "
+            "undo-full-restore",
+        ),
+        done=lambda timeline: State(
+            f"the cluster is at the target, on timeline {timeline}, and is live; services are stopped or starting; "
+            f"the replaced data is kept: {', '.join(services.kept) or 'there was none'}",
+            "do not restore again: that loses what was written since. Start the services in the order postgres, WAL "
+            "receiver, backend, frontend, then run backup-cluster",
+        ),
+        is_final=True,
+    )
+
+
+def _note_swapped(report: Report, env: Environment, services: ClusterServices, done: ClusterSwapped) -> None:
+    services.swapped.append("cluster")
+    services.last = done
+    services.kept += [str(done.kept)] if done.kept else []
+    gate.forget_swap(env)
+    if done.tablespaces:
+        report.warn(
+            "tablespaces of the restored cluster",
+            f"their former directories belong to {done.kept or 'the lost data'}: delete them together with it",
+            value=", ".join(f"OID {oid} in {path}" for oid, path in done.tablespaces.items()),
+        )
+
+
+def _plan_receiver(env: Environment, services: ClusterServices) -> Change[[], None]:
+    step = _receiver_step(env)
+    action: Bound[[], Path | None] = set_wal_aside.bind(env.postgres, Path(env.wal.directory))
+
+    def set_aside() -> None:
+        services.last = aside = action()
+        services.kept += [str(aside)] if aside else []
+
+    return Change(set_aside, step.step, step.detail, by=[action])
+
+
+def _plan_record(report: Report, env: Environment, services: ClusterServices) -> Change[[PointOrigin, int], None]:
+    def record(origin: PointOrigin, timeline: int) -> None:
+        left = [origin.chain.timeline.number]
+        record_branch(report, env, origin.content.system, timeline, left, after=services.last)
+
+    return Change(record, "record the timeline in use", "the copy's new one")
 
 
 def swap(
@@ -92,114 +262,17 @@ def swap(
     copy: gate.ClusterCopy,
     fenced: FencedServer | None = None,
     measured: Loss | None = None,
-) -> Loss:
-    """Fence the live server unless it is, pass the gate, rename, and record the new timeline. `measured`: see
-    `pass_cluster`. Returns what is lost.
+) -> None:
+    """As the lines of `ClusterSwap`, for a runbook with one permit for everything. Fence the live server unless it is.
 
     Raises:
         LossExceeded: more than was confirmed. Nothing live was replaced.
     """
-    primary = env.postgres  # not read again: the server is down from here on
-    server_state.rehearse(report, env, instance)
-    loss = gate.pass_cluster(report, env, services, copy, fenced, measured)
-    report.state_is(
-        f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
-        f"run it again with confirm={env.name}: it restores everything from the start. To go back instead, run "
-        "undo-full-restore",
-    )
-    done = swap_cluster.after(services.last)(permit, primary, instance)
-    services.swapped.append("cluster")
-    services.last = done
-    services.kept += [str(done.kept)] if done.kept else []
-    report.loses(loss)
-    gate.forget_swap(env)
-    report.state_is(
-        f"the cluster is at the target, on timeline {timeline}, and is live; services are stopped or starting; "
-        f"the replaced data is kept: {', '.join(services.kept) or 'there was none'}",
-        "do not restore again: that loses what was written since. Start the services in the order postgres, WAL "
-        "receiver, backend, frontend, then run backup-cluster",
-    )
-    if done.tablespaces:
-        report.warn(
-            "tablespaces of the restored cluster",
-            f"their former directories belong to {done.kept or 'the lost data'}: delete them together with it",
-            value=", ".join(f"OID {oid} in {path}" for oid, path in done.tablespaces.items()),
-        )
-    if env.has("wal"):
-        wal = Path(env.wal.directory)
-        services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
-        services.kept += [str(aside)] if aside else []
-        origin = copy.origin
-        left = [origin.chain.timeline.number]
-        record_branch(report, env, origin.content.system, timeline, left, after=services.last)
-    return loss
-
-
-def start(
-    report: Report, permit: Permit, env: Environment, services: ClusterServices, *, has_statistics: bool = False
-) -> None:
-    """Start the server and the WAL receiver, then the application. `has_statistics`: the planner's, of its own."""
-    start_server(report, permit, env, services)
-    if not has_statistics:
-        analyze.after(services.last)(env.postgres, env.postgres.database, 2)
-    services.all_started()
-    roles = env.services_in(("backend", "frontend"))
-    if roles:
-        healthy = partial(answers, env.application)
-        services.last = start_services.after(services.last)(env.services, roles, answers=healthy)
-        health = wait_healthy.after(services.last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
-        report_health(report, health)
-        report_smoke(report, smoke_check.after(health)(env.application))
-    if services.stopping_at:
-        outage = (datetime.now(UTC) - services.stopping_at).total_seconds()
-        report.fact("outage", duration(outage))
-
-
-def start_server(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:
-    """Start the server, the WAL receiver and the archiver. Commits wait for no standby while none is connected."""
-    primary = env.postgres
-    services.last = start_services.after(services.last)(
-        env.services, [primary.service], answers=lambda _: takes_writes(env)
-    )
-    until(lambda: takes_writes(env), what="an answer of the server on the live port", seconds=START_SECONDS)
-    if env.has("wal"):
-        ensure_wal_directory(primary, Path(env.wal.directory))
-        if env.wal.service in env.services.names:
-            services.last = start_services.after(services.last)(
-                env.services, [env.wal.service], answers=lambda _: _streams(env)
-            )
-            _judge_receiver(report, env)
-        if env.wal.archiver in env.services.names:  # nothing waits for it
-            services.starting = start_services.after(services.last).submit(env.services, [env.wal.archiver])
-    env.forget_roles()
-    free_commits(report, permit, env, after=services.last)
-
-
-def takes_writes(env: Environment) -> bool:
-    """Whether the server answers, and is no standby.
-
-    Raises:
-        Unreachable: it does not answer.
-    """
-    with env.postgres.connect(seconds=2) as connection:
-        row = connection.execute("SELECT NOT pg_is_in_recovery()").fetchone()
-    return bool(row and row[0])
-
-
-def _streams(env: Environment) -> bool:
-    with env.postgres.connect(seconds=2) as connection:
-        query = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
-        return connection.execute(query, [env.wal.name]).fetchone() is not None
-
-
-def _judge_receiver(report: Report, env: Environment) -> None:
-    try:
-        until(lambda: _streams(env), what=f"the stream to {env.wal.name}", seconds=ATTACH_SECONDS)
-    except Unreachable as error:
-        hint = f"check the log of {env.wal.service}, and that the slot {env.wal.slot} exists"
-        report.warn("WAL receiver", hint, value=error.message)
-    else:
-        report.passed("WAL receiver", value="streams the new timeline")
+    carry = PermittedLines(report, permit)
+    lines = ClusterSwap.plan(report, env, services, instance, UNCHANGED)
+    carry(lines.rehearsal)
+    fenced = fenced or gate.fence_cluster(report, env, services, "backups", gate.before_of(copy.stop))
+    lines.carry_out(carry, copy, timeline, fenced, measured)
 
 
 def undo_of(primary: Postgres, kept: Sequence[str]) -> Next | None:
