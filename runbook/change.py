@@ -120,7 +120,7 @@ def carrying_out(
 
 
 @dataclass(eq=False)
-class Begun(Generic[R]):
+class BegunLine(Generic[R]):
     """A line that is carried out beside others. Its state and its log line come with its result."""
 
     carrier: Carrier
@@ -150,7 +150,7 @@ class Carrier:
     _begun: list[Change[..., Any]] = field(default_factory=list)
     _last: object = None
     _is_final: bool = False
-    running: list[Begun[Any]] = field(default_factory=list)
+    running: list[BegunLine[Any]] = field(default_factory=list)
 
     def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Carry out a line with the arguments that only the run knows.
@@ -165,13 +165,13 @@ class Carrier:
             self.end(line, result)
         return result
 
-    def begin(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> Begun[R]:
+    def begin(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> BegunLine[R]:
         """Carry out a line, whose work is one action, beside those that follow."""
         assert isinstance(line.work, Bound | Step)
         numbers = self._start(line)
         started = self.report.step_log.begin(numbers, self.report.plan_steps)
         with self._under_way(line):
-            begun = Begun(self, line, line.work.submit(*args, **kwargs), numbers, started)
+            begun = BegunLine(self, line, line.work.submit(*args, **kwargs), numbers, started)
         self.running.append(begun)
         return begun
 
@@ -205,17 +205,21 @@ class Carrier:
             with contextlib.suppress(Exception):  # it was raised where it was used, or nobody needs it any more
                 self.running[0].result()
 
-    def put_back(self) -> None:
-        """Put back what was stopped, the last first, unless the new state is final: each under the permit of its
-        change. A failure here is reported, and does not hide the one that led here."""
-        begun, self._begun = self._begun, []
-        for change in reversed([] if self._is_final else begun):
+    def put_back(self) -> bool:
+        """Put back what was stopped, the last first and each once, unless the new state is final. A reverse may do what
+        its change may. A failure here is reported, and does not hide the one that led here. Returns whether all of it
+        was put back."""
+        begun, self._begun = [] if self._is_final else self._begun, []
+        all_back = True
+        for change in reversed(begun):
             if change.reverse:
                 try:
                     with permitted_by(Permit(self.report.environment, change.acts)):
                         change.reverse()
                 except OpsError as error:
                     self.report.fail(f"not put back: {change.step}", error.hint, value=error.message)
+                    all_back = False
+        return all_back
 
     def require_complete(self) -> None:
         """Raises Miscarried if a line was neither carried out nor skipped, or nobody waited for its end."""

@@ -152,6 +152,16 @@ def permitted_by(permit: Permit, *, after: object = None) -> Iterator[None]:
         carried.reset(token)
 
 
+@contextlib.contextmanager
+def permitting_nothing() -> Iterator[None]:
+    """Begin a runbook inside a change: it logs its own lines, and has the permits of its own plan only."""
+    token = carried.set(None)
+    try:
+        yield
+    finally:
+        carried.reset(token)
+
+
 class Bound(Generic[P, R]):
     """An action with its first arguments, and what it does to what, by these. Only a `Change` that states it can call
     it."""

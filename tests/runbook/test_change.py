@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from runbook.change import Begun, Change, Check, Line, Miscarried, State, carrying_out
+from runbook.change import BegunLine, Change, Check, Line, Miscarried, State, carrying_out
 from runbook.current import use_report
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.effect import Effect
@@ -276,6 +276,37 @@ def test_what_cannot_be_put_back_is_reported_and_hides_nothing() -> None:
     assert (found.name, found.value, found.hint) == ("not put back: stop", "a does not start", "look into its log")
 
 
+def test_what_is_put_back_may_do_what_its_change_may_and_nothing_else() -> None:
+    def reverse(house: str) -> Callable[[], str]:
+        return lambda: move.bind(house)("the valley")
+
+    moving = replace(MOVING, reverse=reverse("a"))
+    smuggling = replace(STOPPING, reverse=reverse("b"))
+    burning = Change(burn.bind("a"), "burn", "a")
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        carry_out(report, [smuggling, moving, burning], smuggling, moving, burning)
+    assert done == ["a stopped", "a → the hill", "a → the valley"]
+    (found,) = report.findings
+    assert (found.name, found.value) == ("not put back: stop", "“move b” is not in this run's permit")
+
+
+def test_a_procedure_that_goes_on_puts_back_once() -> None:
+    stopping = replace(STOPPING, reverse=lambda: done.append("a started again"))
+    tidying, burning = Change(lambda: done.append("tidied"), "tidy", "a"), Change(burn.bind("a"), "burn", "a")
+
+    def go_on(report: Report) -> None:
+        with carrying_out(report, stopping, MOVING, tidying, burning, effect=EFFECT) as carry:
+            carry(stopping)
+            assert carry.put_back()
+            carry.instead(tidying, burning, why="nobody moves")
+            carry(tidying)
+            carry(burning)
+
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        go_on(report)
+    assert done == ["a stopped", "a started again", "tidied"]
+
+
 def test_pins_are_noted_with_the_plan() -> None:
     moving = replace(MOVING, pins=[lambda report: report.pin_state("house", "a")])
     with running("") as report, pytest.raises(PlanOnly), carrying_out(report, moving, effect=EFFECT):
@@ -351,7 +382,7 @@ def test_a_step_beside_a_failed_run_ends_before_the_run_does() -> None:
     stopped: list[str] = []
     stopping = replace(STOPPING, reverse=lambda: stopped.append("started again"))
     burning = Change(burn.bind("a"), "burn", "a")
-    pending: list[Begun[str]] = []
+    pending: list[BegunLine[str]] = []
 
     def carry_out_all(report: Report) -> None:
         with carrying_out(report, BUILDING, stopping, burning, effect=EFFECT) as carry:
