@@ -15,7 +15,7 @@ from flows.database.staged_restore import creation_steps
 from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.parts import UNTOUCHED, StagedCopies, prove_others
-from runbook.change import Begun, Carrier, Change, Line
+from runbook.change import BegunLine, Carrier, Change, Line
 from runbook.guard.permit import PlannedStep
 from runbook.kinds import Pending
 from runbook.report import Report
@@ -101,7 +101,7 @@ class DatabaseBuild:
         """Return the lines that prove the built copy."""
         return [self.proof, self.judging, *self.migration]
 
-    def begin(self, carry: Carrier, chosen: Chosen, jobs: int) -> Begun[Copy]:
+    def begin(self, carry: Carrier, chosen: Chosen, jobs: int) -> BegunLine[Copy]:
         """Begin to restore the dump into a staged copy, at the same time as the caller goes on: unpacking, too."""
         source, properties = chosen.dump or dump_in(chosen.database), content_in(chosen.database).properties
         return carry.begin(self.filling, source, properties, carry(self.creation, properties), jobs)

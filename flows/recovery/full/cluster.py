@@ -28,7 +28,7 @@ from flows.recovery.point.start import start_server
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import STOP_SECONDS, ClusterServices, SystemServices, read_cluster_services
 from flows.recovery.unlogged import warn_emptied
-from runbook.change import Begun, Carrier, Change, Line
+from runbook.change import BegunLine, Carrier, Change, Line
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.loss import Loss
@@ -245,7 +245,7 @@ def plan_building(env: Environment, option: RestoreOption) -> Change[..., BuiltC
 
 def begin_building(
     carry: Carrier, line: Change[..., BuiltCluster], env: Environment, replay: Replay
-) -> Begun[BuiltCluster]:
+) -> BegunLine[BuiltCluster]:
     """Begin to build the data directory, which does not depend on the newest WAL."""
     return carry.begin(line, replay.instance, replay.origin.whole, wal=wal_of(env))
 

@@ -20,7 +20,7 @@ from flows.recovery.full.database_server import FoundServer, ServerLines
 from flows.recovery.full.parts import UNTOUCHED, PartLines
 from flows.recovery.stopped_services import SystemServices, plan_stop
 from flows.redis.restore.sources import remembered
-from runbook.change import Begun, Carrier, Change, Line
+from runbook.change import BegunLine, Carrier, Change, Line
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
 from runbook.guard.permit import PlannedStep
@@ -99,7 +99,7 @@ class SystemSwap:
         return self.parts.capture(carry, chosen)
 
     def build_copies(
-        self, carry: Carrier, chosen: Chosen, filling: Begun[Copy], jobs: int, *, strict: bool
+        self, carry: Carrier, chosen: Chosen, filling: BegunLine[Copy], jobs: int, *, strict: bool
     ) -> SystemCopies:
         """Build all three at the same time, as they do not depend on each other, and prove them.
 

@@ -19,7 +19,7 @@ from flows.redis.restore import capture
 from flows.redis.restore.sources import loss_of as redis_loss
 from flows.redis.restore.steps import detach_steps, judge_detaching, report_redis_proof
 from flows.store import mark_failed
-from runbook.change import Begun, Carrier, Change, Line, State
+from runbook.change import BegunLine, Carrier, Change, Line, State
 from runbook.errors import OTHER_BACKUPS, ending_the_run
 from runbook.guard.loss import Loss
 from runbook.next import Next
@@ -132,8 +132,8 @@ class PartLines:
 
     def begin(self, carry: Carrier, chosen: OtherParts) -> Callable[[], StagedCopies]:
         """Begin to build Redis and the files at the same time. The returned function waits for them."""
-        redis: list[Begun[RedisCopy]] = [carry.begin(one, _given(chosen.redis)) for one in self.redis]
-        files: list[Begun[FilesCopy]] = [carry.begin(one, _given(chosen.files)) for one in self.files]
+        redis: list[BegunLine[RedisCopy]] = [carry.begin(one, _given(chosen.redis)) for one in self.redis]
+        files: list[BegunLine[FilesCopy]] = [carry.begin(one, _given(chosen.files)) for one in self.files]
 
         @ending_the_run()
         def wait() -> StagedCopies:
