@@ -8,7 +8,6 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.postgres.server import Postgres
-from runbook.guard.permit import Act, Permit
 from tasks.cluster import configuration
 from tasks.cluster.configuration import (
     live_configuration,
@@ -18,7 +17,6 @@ from tasks.cluster.configuration import (
     read_configuration,
     save_configuration,
 )
-from tasks.postgres.restore.staged_copy import REPLACE
 from tasks.postgres.server.new_cluster import create_cluster
 from tests.fixtures.servers import PostgresServer
 
@@ -97,7 +95,7 @@ def test_a_new_cluster_in_the_place_of_a_damaged_one_keeps_its_configuration() -
         server.initdb()
         with (server.data / "postgresql.conf").open("a") as file:
             file.write("cluster_name = 'site'\n")
-        create_cluster.work(Permit("test", (Act(REPLACE, "grc_db"),)), server.block())
+        create_cluster.work(server.block())
         server.start()
         assert server.sql("SHOW cluster_name") == [("site",)]
         assert not note_of(server.data).exists()
