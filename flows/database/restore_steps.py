@@ -13,8 +13,7 @@ from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.gate import DatabaseGate
 from runbook import metrics
 from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
-from runbook.guard.permit import Act, CarriesOut, Permit, PlannedStep
-from runbook.kinds import permitted_by
+from runbook.guard.permit import Act, PlannedStep
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups import catalogue
@@ -34,22 +33,17 @@ from tasks.postgres.restore.staged_copy import (
     Copy,
     content_in,
     copy_name,
-    create_copy,
     default_jobs,
-    fill_copy,
     try_login,
     unpacking_of,
 )
-from tasks.postgres.restore.swap import SwapUnknown, swap_databases
-from tasks.postgres.server.properties import Properties
+from tasks.postgres.restore.swap import SwapUnknown
 from tasks.postgres.server.requirements import Requirement, read_login, read_requirements
 from tasks.postgres.server.server import Obstacle, Server, judge_programs
 
 # Measured with two workers; the plan's estimate uses it.
 RESTORE_BYTES_PER_SECOND = 90e6
 UNPACK_BYTES_PER_SECOND = 500e6
-RESTORES: tuple[CarriesOut, ...] = (fill_copy,)
-PROVES: tuple[CarriesOut, ...] = (read_content, compare_definitions)
 
 
 def replace_act(env: Environment) -> Act:
@@ -222,17 +216,6 @@ def judge_space(
     judge_room(report, env, database_bytes, int(database_bytes * WAL_RATIO), why, absent=absent, here=here)
 
 
-def plan_database(report: Report, env: Environment, backup: Backup) -> None:
-    """The planned steps for the database."""
-    copy = copy_name(env.postgres.database)
-    filling = filling_steps(env, backup.name, backup, content_in(backup).bytes, copy)
-    report.plan_steps += [  # the dump is unpacked by the same action
-        replace(one, by=tuple(by.name for by in RESTORES), shared=number > 0) for number, one in enumerate(filling)
-    ]
-    report.plan_steps.append(replace(proof_step(backup), by=tuple(by.name for by in PROVES)))
-    report.plan("swap", swap_text(env, kept=True), seconds=0.2, by=[swap_databases])
-
-
 def filling_steps(
     env: Environment, name: str, backup: Backup | None, database_bytes: int, copy: str
 ) -> Sequence[PlannedStep]:
@@ -301,13 +284,6 @@ def noting_failure(report: Report, backup: Backup | None) -> Iterator[None]:
         if backup:
             store.mark_failed(report, backup, error.message)
         raise
-
-
-def build_database(permit: Permit, env: Environment, source: DumpSource, properties: Properties, jobs: int) -> Copy:
-    """The filled staged copy of the live database."""
-    with permitted_by(permit):
-        empty = create_copy.bind(env.postgres, "", properties)()
-        return fill_copy.bind(env.postgres, "", source, properties)(empty, jobs)
 
 
 def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy) -> DatabaseContent:

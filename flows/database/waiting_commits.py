@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from blocks.environment import Environment
 from runbook.change import Carrier, Change, State
 from runbook.errors import Unreachable
-from runbook.guard.permit import Act, Permit, PlannedStep
-from runbook.kinds import permitted_by
+from runbook.guard.permit import Act, PlannedStep
 from runbook.report import Report
 from runbook.wait import until
 from tasks.postgres.replication.synchronous import ALONE, Synchrony, address, commit_alone, read_synchrony, synchrony
@@ -66,13 +65,6 @@ def let_commits_return(
     _report_override(report, env, found)
 
 
-def judge_commits(report: Report, env: Environment) -> None:
-    """As `plan_commits`, for a run with one permit for everything."""
-    if _judge(report, env).hangs:
-        step = _step()
-        report.plan(step.step, step.detail, by=[commit_alone])
-
-
 def _step() -> PlannedStep:
     return PlannedStep(
         "continue without a standby",
@@ -90,16 +82,6 @@ def _judge(report: Report, env: Environment) -> Synchrony:
             expected=f"{found.needed}, by synchronous_standby_names ({found.names})",
         )
     return found
-
-
-def free_commits(report: Report, permit: Permit, env: Environment, *, after: object, new: bool = False) -> None:
-    """As `let_commits_return`, for a run with one permit for everything. Nothing follows a `new` cluster."""
-    found = read_synchrony.after(after)(env.postgres)
-    if not found.needed or not (new or found.hangs) or (not new and _attached(env)):
-        return
-    with permitted_by(permit):
-        commit_alone.bind(env.postgres)()
-    _report_override(report, env, found)
 
 
 def _report_override(report: Report, env: Environment, found: Synchrony) -> None:

@@ -19,7 +19,7 @@ from runbook.change import BegunLine, Carrier, Change, Check, Line, State
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.files import inside
-from runbook.guard.permit import CarriesOut, PlannedStep
+from runbook.guard.permit import PlannedStep
 from runbook.kinds import Pending, action
 from runbook.report import Report, Status
 from runbook.units import first_of
@@ -205,10 +205,6 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
         failpoint("cluster: WAL placed")
     fetch_histories(archive, instance.wal)
     return len(links)
-
-
-BUILDS: tuple[CarriesOut, ...] = (build_instance, place_wal)
-"""The steps of `build`, for a plan."""
 
 
 def judge_tablespaces(

@@ -7,39 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.branch import record_branch
 from flows.recovery import gate
 from flows.recovery.point import server_state
-from flows.recovery.point.build import PROMOTE, UNCHANGED
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.stopped_services import APPLICATION, STOP_SECONDS, ClusterServices, plan_stop, replication_roles
-from runbook.change import Change, Check, Line, State
+from flows.recovery.stopped_services import APPLICATION, ClusterServices, plan_stop, replication_roles
+from runbook.change import Carrier, Change, Check, Line, State
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit, PlannedStep
-from runbook.kinds import Bound, permitted_by
+from runbook.guard.permit import Act, PlannedStep
+from runbook.kinds import Bound
 from runbook.next import Next
 from runbook.report import Report
-from tasks.cluster.fence import FencedServer, read_fence
+from tasks.cluster.fence import FencedServer
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
-from tasks.cluster.rehearsal import rehearse_start
 from tasks.cluster.swap import (
     ClusterSwapped,
     replacement,
     set_wal_aside,
     superseded_clusters,
     swap_cluster,
-    sync_cluster,
 )
-from tasks.host.services import stop_services
 from tasks.postgres.replication.synchronous import ALONE, address
 
-P = ParamSpec("P")
-R = TypeVar("R")
 SYNC = PlannedStep("sync the copy", "every file is on disk before the swap: it is recovered without fsync", seconds=1)
 COMPARE = PlannedStep(
     "compare with the live server",
@@ -49,37 +43,13 @@ COMPARE = PlannedStep(
 
 
 def acts(env: Environment) -> list[Act]:
-    """The acts that need a permit, for a runbook that plans its steps itself."""
+    """The acts that need a permit, of the lines of a restore that replaces the cluster."""
     return [replacement(env.postgres), Act(ALONE, address(env.postgres))]
 
 
 def stopped_roles(env: Environment) -> list[str]:
     """Return the services that are stopped for a swap, in order."""
     return [*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service]
-
-
-def plan_stopped(report: Report, env: Environment) -> None:
-    """Plan the stop of the application and the servers, as `plan`."""
-    roles = ", ".join(stopped_roles(env))
-    report.plan("stop services", roles, seconds=STOP_SECONDS, by=[stop_services, read_fence])
-
-
-def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
-    """Plan the swap for a runbook with one permit for everything. `stopped`: the application and the servers are
-    stopped already."""
-    server_state.judge(report, env)
-    rehearse = server_state.REHEARSE
-    report.plan(rehearse.step, rehearse.detail, seconds=rehearse.seconds, by=[rehearse_start])
-    report.plan(PROMOTE.step, PROMOTE.detail, seconds=PROMOTE.seconds, by=[promote_instance])
-    report.plan(SYNC.step, SYNC.detail, seconds=SYNC.seconds, by=[sync_cluster])
-    if not stopped:
-        plan_stopped(report, env)
-    report.plan(COMPARE.step, COMPARE.detail, seconds=COMPARE.seconds, by=[gate.measure])
-    swapping = _swap_step(env)
-    report.plan(swapping.step, swapping.detail, seconds=swapping.seconds, by=[swap_cluster])
-    if env.has("wal"):
-        receiver = _receiver_step(env)
-        report.plan(receiver.step, receiver.detail, by=[set_wal_aside])
 
 
 def _swap_step(env: Environment) -> PlannedStep:
@@ -96,35 +66,6 @@ def promote(env: Environment, instance: PrivateInstance) -> int:
     """Promote the copy. It has the WAL receiver's slot before it takes writes, so the receiver misses no WAL."""
     slots = {env.wal.slot: True} if env.has("wal") and env.wal.method == "receivewal" else {}
     return promote_instance(instance, slots)
-
-
-class CarryOut(Protocol):
-    """Carries out a line: `runbook.change.Carrier`, or `PermittedLines`."""
-
-    def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Carry it out."""
-
-
-@dataclass(frozen=True)
-class PermittedLines:
-    """Carries out lines for a runbook that plans its steps itself, and has one permit for everything."""
-
-    report: Report
-    permit: Permit
-
-    def __call__(self, line: Line[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Carry it out."""
-        if isinstance(line, Change):
-            self._state_is(line.begun)
-        with permitted_by(self.permit):
-            result = line.work(*args, **kwargs)
-        if isinstance(line, Change):
-            self._state_is(line.done(result) if callable(line.done) else line.done)
-        return result
-
-    def _state_is(self, state: State | None) -> None:
-        if state:
-            self.report.state_is(state.what, state.hint)
 
 
 @dataclass(frozen=True)
@@ -173,7 +114,7 @@ class ClusterSwap:
         return self.comparison, self.rename, *self.receiver, *self.record
 
     def carry_out(
-        self, carry: CarryOut, copy: gate.ClusterCopy, timeline: int, fenced: FencedServer, measured: Loss | None = None
+        self, carry: Carrier, copy: gate.ClusterCopy, timeline: int, fenced: FencedServer, measured: Loss | None = None
     ) -> None:
         """Pass the gate, rename, and record the new timeline. `measured`: see `pass_cluster`.
 
@@ -250,29 +191,6 @@ def _plan_record(report: Report, env: Environment, services: ClusterServices) ->
         record_branch(report, env, origin.content.system, timeline, left, after=services.last)
 
     return Change(record, "record the timeline in use", "the copy's new one")
-
-
-def swap(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    instance: PrivateInstance,
-    services: ClusterServices,
-    timeline: int,
-    copy: gate.ClusterCopy,
-    fenced: FencedServer | None = None,
-    measured: Loss | None = None,
-) -> None:
-    """As the lines of `ClusterSwap`, for a runbook with one permit for everything. Fence the live server unless it is.
-
-    Raises:
-        LossExceeded: more than was confirmed. Nothing live was replaced.
-    """
-    carry = PermittedLines(report, permit)
-    lines = ClusterSwap.plan(report, env, services, instance, UNCHANGED)
-    carry(lines.rehearsal)
-    fenced = fenced or gate.fence_cluster(report, env, services, "backups", gate.before_of(copy.stop))
-    lines.carry_out(carry, copy, timeline, fenced, measured)
 
 
 def undo_of(primary: Postgres, kept: Sequence[str]) -> Next | None:

@@ -37,18 +37,6 @@ class RedisGate:
     fenced: LiveRedis | None = None
     _same: LiveRedis | None = None
 
-    def fence(self, after: object = None) -> LiveRedis:
-        """Detach the others, stop the server, and prove that it is the judged one. A second call does nothing.
-
-        Raises:
-            LossExceeded: another process served meanwhile. Nothing was replaced.
-            OpsError: it does not stop.
-        """
-        if self.fenced:
-            return self.fenced
-        self.detach(after)
-        return self.stop()
-
     def detach(self, after: object = None) -> ReplicationTopology:
         """Detach the others from the server that was judged.
 
