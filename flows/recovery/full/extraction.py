@@ -15,12 +15,12 @@ from flows.database import restore_steps as database
 from flows.database.backup import dump_into
 from flows.database.gate import DatabaseGate
 from flows.recovery.destruction import newest_dump
-from flows.recovery.full import cluster, database_server
+from flows.recovery.full import database_server, recovered
 from flows.recovery.full.build import SystemCopies
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.cluster import ClusterRun
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.dump import SystemSwap
+from flows.recovery.full.recovered import ClusterRun
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import DUMP_BYTES_PER_SECOND, RestoreOption
 from flows.store import store_for
@@ -83,7 +83,7 @@ class ExtractionLines:
             bytes_,
             bytes_ / DUMP_BYTES_PER_SECOND,
         )
-        replay = cluster.plan_replay(report, env, option, "this", _recover, [dumping])
+        replay = recovered.plan_replay(report, env, option, "this", _recover, [dumping])
         seconds, copy = bytes_ / database.RESTORE_BYTES_PER_SECOND, copy_name(name)
         steps = (
             [PlannedStep("restore that dump", f"into the staged copy {copy}", bytes_, seconds)],
@@ -97,7 +97,7 @@ class ExtractionLines:
             hint = "nothing to do: the run judges them before anything live is replaced"
             value = f"{database_server.EVERYTHING}: there is no earlier dump of {name}"
             report.warn("not judged in the plan", hint, value=value)
-        return cls(cluster.plan_building(env, option), replay, system)
+        return cls(recovered.plan_building(env, option), replay, system)
 
     @property
     def lines(self) -> list[Line[..., Any]]:
@@ -107,7 +107,7 @@ class ExtractionLines:
 
 
 def _recover(run: ClusterRun, option: RestoreOption, jobs: int) -> tuple[RestoreOption, Backup]:
-    return cluster.recover_to_target(run, option, lambda found, _: (found, _dump(run, found, jobs)))
+    return recovered.recover_to_target(run, option, lambda found, _: (found, _dump(run, found, jobs)))
 
 
 def build_copies(

@@ -16,12 +16,13 @@ from flows.loss import again_with, require_confirmed
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE, TARGET
-from flows.recovery.full import bring_up, choose, cluster, extraction
+from flows.recovery.full import bring_up, choose, cluster, extraction, recovered
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.cluster import ClusterCopies, ClusterLines, ClusterRun
+from flows.recovery.full.cluster import ClusterCopies, ClusterLines
 from flows.recovery.full.database_server import FoundServer, judge_roles, judge_standby, read_presence, redis_role
 from flows.recovery.full.extraction import ExtractedCopies, ExtractionLines
 from flows.recovery.full.login import judge_logins
+from flows.recovery.full.recovered import ClusterRun
 from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import RestoreOptions, attempting, require_known
@@ -332,7 +333,7 @@ def _build(carry: Carrier, planned: ClusterPlan, stack: contextlib.ExitStack) ->
     up, survivor = restore.found.presence == "up", restore.chosen.redis_survivor
     stack.enter_context(remembered(env, survivor or restore.chosen.redis_kept, services.swapped))
     # While the services stop, and the newest WAL is shipped.
-    building = cluster.begin_building(carry, lines.building, env, restore.replay)
+    building = recovered.begin_building(carry, lines.building, env, restore.replay)
     run = ClusterRun(
         *(report, env, restore.options, restore.chosen, given.strict, given.databases),
         replaces=restore.found.presence != "absent",

@@ -10,10 +10,11 @@ from typing import Any
 
 from blocks.environment import START_ORDER, Environment
 from flows.database.gate import gate_of_backup
-from flows.recovery.full import cluster
+from flows.recovery.full import cluster, recovered
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.cluster import ClusterLines, ClusterRun
+from flows.recovery.full.cluster import ClusterLines
 from flows.recovery.full.dump import DumpRestore
+from flows.recovery.full.recovered import ClusterRun
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import RestoreOption
 from flows.recovery.stopped_services import SystemServices
@@ -87,7 +88,7 @@ class RegionRestore:
         report, env, option = self.report, self.env, self.option
         assert option.replay
         run = ClusterRun(report, env, self.options, self.chosen, self.strict)
-        building = cluster.begin_building(carry, lines.building, env, option.replay)
+        building = recovered.begin_building(carry, lines.building, env, option.replay)
         copies = cluster.build_copies(
             carry, lines, run, replace(option, replay=replace(option.replay, building=building))
         )
