@@ -15,7 +15,7 @@ from flows.database.base_backup import wal_of
 from flows.recovery.gate import ClusterCopy
 from flows.recovery.point.choice import PointOrigin, fetch_files
 from flows.recovery.point.target import epochs, warn_prepared
-from runbook.change import Begun, Carrier, Change, Check, Line, State
+from runbook.change import BegunLine, Carrier, Change, Check, Line, State
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.files import inside
@@ -116,7 +116,7 @@ class PointBuild:
         """Return those after `building`, in order."""
         return self.replay, self.proof, self.promotion
 
-    def begin(self, carry: Carrier, origin: PointOrigin) -> Begun[BuiltCluster]:
+    def begin(self, carry: Carrier, origin: PointOrigin) -> BegunLine[BuiltCluster]:
         """Begin to build the data directory from the base backup alone, beside the lines that follow.
 
         Raises:
@@ -127,7 +127,7 @@ class PointBuild:
 
     @contextlib.contextmanager
     def promoted(
-        self, carry: Carrier, building: Begun[BuiltCluster], copy: ClusterCopy, links: Sequence[Link]
+        self, carry: Carrier, building: BegunLine[BuiltCluster], copy: ClusterCopy, links: Sequence[Link]
     ) -> Iterator[int]:
         """Run the copy, proven at its target and promoted, while the block runs. Yields its new timeline.
 
