@@ -197,16 +197,21 @@ class Carrier:
         self.report.fact("plan changed", why)
         logger().warning("%s", f"plan changed: {why}")
 
-    def put_back(self) -> None:
-        """Put back what was stopped, the last first, unless the new state is final: each under the permit of its
-        change. A failure here is reported, and does not hide the one that led here."""
-        for change in reversed([] if self._is_final else self._begun):
+    def put_back(self) -> bool:
+        """Put back what was stopped, the last first and each once, unless the new state is final. A reverse may do what
+        its change may. A failure here is reported, and does not hide the one that led here. Returns whether all of it
+        was put back."""
+        begun, self._begun = [] if self._is_final else self._begun, []
+        all_back = True
+        for change in reversed(begun):
             if change.reverse:
                 try:
                     with permitted_by(Permit(self.report.environment, change.acts)):
                         change.reverse()
                 except OpsError as error:
                     self.report.fail(f"not put back: {change.step}", error.hint, value=error.message)
+                    all_back = False
+        return all_back
 
     def require_complete(self) -> None:
         """Raises Miscarried if a line was neither carried out nor skipped, or nobody waited for its end."""

@@ -142,9 +142,20 @@ carried: contextvars.ContextVar[UnderWay | None] = contextvars.ContextVar("carri
 
 
 @contextlib.contextmanager
-def permitted_by(permit: Permit) -> Iterator[None]:
-    """Call actions of changes in a runbook that still has a permit for all of them."""
-    token = carried.set(UnderWay(permit, None, logs=False))
+def permitted_by(permit: Permit, *, after: object = None) -> Iterator[None]:
+    """Call actions of changes in a runbook that still has a permit for all of them. `after`: what they follow in the
+    graph."""
+    token = carried.set(UnderWay(permit, after, logs=False))
+    try:
+        yield
+    finally:
+        carried.reset(token)
+
+
+@contextlib.contextmanager
+def permitting_nothing() -> Iterator[None]:
+    """Begin a runbook inside a change: it logs its own lines, and has the permits of its own plan only."""
+    token = carried.set(None)
     try:
         yield
     finally:

@@ -26,6 +26,7 @@ from runbook.guard.cancellation import cancelled_by
 from runbook.guard.holder import Rank, in_file
 from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
+from runbook.kinds import permitting_nothing
 from runbook.language.say import label, say, use_language
 from runbook.log import logger
 from runbook.masking import without_logins
@@ -101,7 +102,7 @@ def _recorded(
     records = carried_out.Records(target.reports_directory, target.name)
     report.pinned = planned = pins.Pinned(records, key, plan, inner=within is not None)
     try:
-        with use_report(report), report.closing as stack:
+        with use_report(report), permitting_nothing(), report.closing as stack:
             if within is None and rank == "maintenance" and report.confirm == target.name:
                 alone.require_prefect(target.name)
             if changes == "reads" and not report.may_change:

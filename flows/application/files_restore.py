@@ -26,6 +26,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, seconds_from
 from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.kinds import permitted_by
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -255,7 +256,8 @@ def _switch(report: Report, permit: Permit, env: Environment, swapped: FilesSwap
     if not _switch_act(env):
         return
     try:
-        done = switch_target.after(swapped)(permit, env.application, env.postgres)
+        with permitted_by(permit, after=swapped):
+            done = switch_target.bind(env.application, env.postgres)()
     except OpsError as error:
         report.warn("connection string of the application", error.hint, value=error.message)
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from blocks.places import Application
 from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.application.env_file import find_line, write_text
 
@@ -39,14 +39,13 @@ def read_target(application: Application) -> str:
     return _found(application)[1]
 
 
-@action(idempotent=True)
-def switch_target(permit: Permit, application: Application, postgres: Postgres) -> Switched:
+@action(of=lambda application: Act(SWITCH, application.env_file), idempotent=True)
+def switch_target(application: Application, postgres: Postgres) -> Switched:
     """Write another server into the connection string, atomically; the rest of the file is unchanged.
 
     Raises:
         OpsError: the file cannot be read or written, or has no such line.
     """
-    permit.require(SWITCH, application.env_file)
     path, wanted = Path(application.env_file), f"{postgres.host}:{postgres.port}"
     text, before, (start, end) = _found(application)
     if wanted in before.split(","):  # of several servers libpq finds the writable one itself

@@ -20,7 +20,7 @@ from blocks.postgres.wal import Wal
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.files import inside
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.failover.member import ClusterMember, MemberControl, ask_member
@@ -90,21 +90,20 @@ class Feeding:
     old: Postgres | None = None
 
 
-@action
-def feed(permit: Permit, feeding: Feeding) -> Fed:
-    """Wait until the standby has replayed all of this WAL. If its `restore_command` does not fetch it, set one that
-    does, temporarily.
+@action(of=lambda standby: Act(FEED, address(standby)))
+def feed(standby: Postgres, wal: Wal | None, control: MemberControl | None, old: Postgres | None) -> Fed:
+    """Wait until the standby has replayed all of this WAL (see `Feeding`). If its `restore_command` does not fetch it,
+    set one that does, temporarily.
 
     Raises:
         OpsError: the standby does not reach the end; no server was promoted.
     """
-    standby, old = feeding.standby, feeding.old
-    permit.require(FEED, address(standby))
+    feeding = Feeding(standby, wal, control, old)
     failpoint("failover: before feeding")
     if old is None:
         with contextlib.suppress(Unreachable):
             return until(lambda: _fed(feeding), what="the replay", seconds=PATIENCE_SECONDS)
-    directory = feeding.wal.directory if feeding.wal else ""
+    directory = wal.directory if wal else ""
     with contextlib.ExitStack() as stack:
         if old:
             directory = str(stack.enter_context(_staged(feeding, old)))

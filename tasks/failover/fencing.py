@@ -19,10 +19,11 @@ from runbook.errors import OpsError, Unreachable
 from runbook.files import durable
 from runbook.files.durable import sync
 from runbook.guard.brief import asked_briefly
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address
+from tasks.stores.directory import told
 
 FENCE = "fence"
 CONNECT_SECONDS = 2.0
@@ -240,21 +241,19 @@ def look_for_processes(data: Path) -> tuple[list[int], int]:
     return sorted(found), unseen
 
 
-@action(idempotent=True)
-def keep_down(permit: Permit, services: Services, postgres: Postgres) -> FenceEvidence:
+@action(of=lambda postgres: Act(FENCE, address(postgres)), idempotent=True)
+def keep_down(services: Services, postgres: Postgres) -> FenceEvidence:
     """Disable the service of a stopped server at boot. If its files are on this host, also make it start as a standby,
     which takes no writes. The fence is checked again right before the promotion."""
-    permit.require(FENCE, address(postgres))
     if services.can_disable:  # only after the stop: a masked unit can no longer be stopped
         with contextlib.suppress(OpsError):
             services.disable(postgres.service)
     return _mark(postgres)
 
 
-@action(idempotent=True)
-def mark_standby(permit: Permit, postgres: Postgres) -> FenceEvidence:
+@action(of=lambda postgres: Act(FENCE, address(postgres)), idempotent=True)
+def mark_standby(postgres: Postgres) -> FenceEvidence:
     """Make a server of this host start as a standby, which takes no writes."""
-    permit.require(FENCE, address(postgres))
     return _mark(postgres)
 
 
@@ -276,13 +275,18 @@ def allow_start(services: Services, role: str) -> str:
 
 def remove_signal(postgres: Postgres) -> None:
     """Make a stopped server of this host start as the primary that it was. The other host's standby may have the same
-    path here."""
+    path here.
+
+    Raises:
+        OpsError: the file cannot be removed.
+    """
     if not is_here(postgres.host):
         return
     data = Path(postgres.data_directory)
-    (data / SIGNAL).unlink(missing_ok=True)
-    if data.is_dir():
-        sync(data)
+    with told(data / SIGNAL):
+        (data / SIGNAL).unlink(missing_ok=True)
+        if data.is_dir():
+            sync(data)
 
 
 def give_like(data: Path, path: Path, text: str) -> None:

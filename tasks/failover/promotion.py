@@ -13,11 +13,12 @@ from blocks.postgres.server import Postgres, execute
 from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.failover.fencing import Fencing, fencing_of
 from tasks.failover.member import ask_member
+from tasks.host.services import start_one
 from tasks.postgres.replication.synchronous import address, synchrony
 from tasks.wal.format.names import Timeline
 
@@ -44,14 +45,13 @@ class Promoted:
         return self.done - self.began
 
 
-@action
-def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, attested: str) -> Promoted:
+@action(of=lambda old, new: Act(PROMOTE, promotion(old, new)))
+def promote(services: Services, old: Postgres, new: Postgres, attested: str) -> Promoted:
     """Run `pg_promote` and wait, right after the last check of the old primary's fence.
 
     Raises:
         OpsError: the old primary is not fenced, the server is no standby, or the promotion timed out.
     """
-    permit.require(PROMOTE, promotion(old, new))
     fencing = fencing_of(services, old)
     fencing.require(attested)
     before = ask_member(new)
@@ -76,7 +76,7 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
 
 
 def promotion(old: Postgres, new: Postgres) -> str:
-    """The target of the permit."""
+    """The target of the act."""
     return f"{address(old)} → {address(new)}"
 
 
@@ -114,7 +114,7 @@ def start_receiver(services: Services, role: str) -> str:
     """Start the WAL receiver. Returns its manager's error, "" without one. It does not wait: the stream is judged
     later."""
     try:
-        services.start(role)
+        start_one(services, role)
     except OpsError as error:
         return error.message
     return ""

@@ -18,7 +18,7 @@ from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files import inside
 from runbook.files.durable import sync
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from tasks.cluster.configuration import (
     load_configuration,
@@ -117,10 +117,9 @@ def read_diverged(postgres: Postgres, timeline: int, place: int) -> Beyond:
     return read_beyond(postgres, Path(postgres.data_directory, "pg_wal"), timeline, place)
 
 
-@action(idempotent=True)
-def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int) -> Diverged:
+@action(of=lambda postgres: Act(REJOIN, address(postgres)), idempotent=True)
+def save_diverged(postgres: Postgres, timeline: int, place: int) -> Diverged:
     """Copy the segments with WAL after `place`, if any, to a directory next to the data directory."""
-    permit.require(REJOIN, address(postgres))
     data = Path(postgres.data_directory)
     beyond = read_beyond(postgres, data / "pg_wal", timeline, place)
     if not beyond.bytes:
@@ -139,8 +138,8 @@ def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int)
     return Diverged(beyond, str(target), len(list(target.iterdir())))
 
 
-@action
-def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
+@action(of=lambda standby: Act(REJOIN, address(standby)))
+def rewind(primary: Postgres, standby: Postgres) -> Rejoined:
     """Run `pg_rewind` on the stopped server, then configure it as a standby. Its configuration files stay.
 
     The data directory has another name meanwhile, and gets its `standby.signal` before its own name again: if its
@@ -150,7 +149,6 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         CommandFailed: pg_rewind failed. The data directory keeps the other name; a base backup replaces it.
         OpsError: a server still runs there.
     """
-    permit.require(REJOIN, address(standby))
     started, data, aside = time.monotonic(), _data(standby), _rewinding(standby)
     _require_stopped(data)
     note, main = note_of(data), main_file(standby)
@@ -226,28 +224,26 @@ def _instead(aside: Path) -> str:
     return f"run rejoin-standby with method=base_backup; the old files are in {aside}"
 
 
-@action(idempotent=True)
-def configure(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
+@action(of=lambda standby: Act(REJOIN, address(standby)), idempotent=True)
+def configure(primary: Postgres, standby: Postgres) -> Rejoined:
     """Set the primary of a stopped standby; nothing else changes.
 
     Raises:
         OpsError: a server still runs there.
     """
-    permit.require(REJOIN, address(standby))
     _require_stopped(_data(standby))
     follow(standby, upstream_of(primary, standby))
     return Rejoined("start", 0.0)
 
 
-@action
-def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
+@action(of=lambda standby: Act(REJOIN, address(standby)))
+def copy_anew(primary: Postgres, standby: Postgres) -> Rejoined:
     """Run `pg_basebackup` into a new directory, then rename it into place. The old data directory is renamed, never
     deleted.
 
     The backup uses another application_name than the standby: otherwise commits would wait for a copy that is on no
     disk yet.
     """
-    permit.require(REJOIN, address(standby))
     started, data, rewinding = time.monotonic(), _data(standby), _rewinding(standby)
     _require_stopped(data)
     note, main, beside = note_of(data), main_file(standby), data.with_name(f"{data.name}.new")

@@ -1,1 +1,1 @@
-"""Faults for drills: real ones. Every one refuses an environment that is not disposable, and takes a permit."""
+"""Make real faults for drills: in a disposable environment only, and only where a plan has them."""

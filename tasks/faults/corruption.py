@@ -13,9 +13,9 @@ from blocks.places import Corruption
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
-from tasks.faults.disposable import Fault, require_allowed
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 
 
 def corruption_of(env: Environment) -> Corruption:
@@ -59,15 +59,15 @@ def read_fingerprint(postgres: Postgres, database: str, bug: Corruption, before:
     return Fingerprint(int(str(count)), str(total))
 
 
-@action
-def rewrite_rows(permit: Permit, env: Environment, note: Callable[[int], None]) -> Fault:
+@action(of=lambda env: Act(BREAK, corruption_of(env).table))
+def rewrite_rows(env: Environment, note: Callable[[int], None]) -> Fault:
     """Rewrite the rows. `note` gets the transaction's number before the commit.
 
     Raises:
         OpsError: the environment is not disposable, or describes no bug.
     """
+    require_disposable(env)
     bug = corruption_of(env)
-    require_allowed(env, permit, bug.table)
     postgres = env.postgres
     with postgres.connect(postgres.database, autocommit=False) as connection:
         xid = int(str(execute(connection, "SELECT pg_current_xact_id()::xid::text")[0][0]))

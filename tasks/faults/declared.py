@@ -21,13 +21,13 @@ from blocks.environment import Environment
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.units import duration, size
 from tasks.ai.answer import Failed
 from tasks.ai.http import call
 from tasks.faults import clock as service_clock
-from tasks.faults.disposable import Fault, require_allowed, require_disposable
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 from tasks.faults.providers import fail_provider, heal_providers, provider, read_provider_states
 
 FILLING = ".filled-by-a-drill"
@@ -69,7 +69,7 @@ class DeclaredFault(BaseModel):
         return self
 
     def target(self, env: Environment) -> str:
-        """The target of the permit's act."""
+        """Return the target of the act."""
         match self.kind:
             case "provider":
                 return provider(env, self.provider)
@@ -127,14 +127,14 @@ def read_obstacle(env: Environment, fault: DeclaredFault) -> str:
         return f"{error.message} — {error.hint}"
 
 
-@action(idempotent=True)
-def strike_declared(permit: Permit, env: Environment, fault: DeclaredFault) -> Fault:
+@action(of=lambda env, fault: Act(BREAK, fault.target(env)), idempotent=True)
+def strike_declared(env: Environment, fault: DeclaredFault) -> Fault:
     """Make the fault.
 
     Raises:
         OpsError: the environment is not disposable, or the fault cannot be made here.
     """
-    require_allowed(env, permit, fault.target(env))
+    require_disposable(env)
     began = datetime.now(UTC)
     match fault.kind:
         case "clock":
@@ -172,15 +172,15 @@ def heal_declared(env: Environment, fault: DeclaredFault) -> None:
             _relay(fault, "POST", "/control/relay", {"failing": False})
 
 
-@action(idempotent=True)
-def strike_without_effect(permit: Permit, env: Environment, fault: DeclaredFault) -> bool:
+@action(of=lambda env, fault: Act(BREAK, fault.target(env)), idempotent=True)
+def strike_without_effect(env: Environment, fault: DeclaredFault) -> bool:
     """The negative control: the same fault without an effect (a latency of 1 ms, 4 kB of a disk, a clock that is 1 s
     ahead). Returns whether this kind has one: a provider has none.
 
     Raises:
         Unreachable, OpsError: it cannot be made.
     """
-    require_allowed(env, permit, fault.target(env))
+    require_disposable(env)
     match fault.kind:
         case "provider":
             return False

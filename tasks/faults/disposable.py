@@ -7,7 +7,6 @@ from datetime import datetime
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
 
 BREAK = "break"
 
@@ -55,15 +54,3 @@ def require_disposable(env: Environment) -> None:
             f"{env.name} is not disposable: drills must not break it",
             "set drill_environment in its TOML to an environment with disposable = true, and register both",
         )
-
-
-def require_allowed(env: Environment, permit: Permit, target: str) -> None:
-    """Check that this target may be broken now.
-
-    Raises:
-        OpsError: the environment is not disposable.
-        NotConfirmed: the permit does not contain it.
-    """
-    require_disposable(env)
-    permit.require_environment(env.name)
-    permit.require(BREAK, target)

@@ -16,29 +16,29 @@ from blocks.environment import Environment
 from blocks.postgres.server import execute
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.faults.disposable import Fault, require_allowed
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 
 SECONDS = 30.0
 KILLED = ("backend", "frontend", "redis")
 
 
 def everything(env: Environment) -> str:
-    """The target of the permit's act."""
+    """Return the target of the act."""
     return f"database {env.postgres.database}, Redis and application files of {env.name}"
 
 
-@action
-def lose_everything(permit: Permit, env: Environment) -> Fault:
+@action(of=lambda env: Act(BREAK, everything(env)))
+def lose_everything(env: Environment) -> Fault:
     """Drop the database (on the standby too), delete the files of Redis and the application, kill their processes with
     -9. The supervisor restarts what it can.
 
     Raises:
         OpsError: the environment is not disposable, or its files are not on this host.
     """
-    require_allowed(env, permit, everything(env))
+    require_disposable(env)
     redis, files = Path(env.redis.data_directory), Path(env.application.directory)
     for path in (redis, files):
         if not path.is_dir():

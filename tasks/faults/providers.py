@@ -35,7 +35,7 @@ PROXY_HINT = (
 
 
 def provider(env: Environment, name: str) -> str:
-    """The target of the permit's act."""
+    """Return the target of the act."""
     return f"AI provider {name} of {env.name}"
 
 

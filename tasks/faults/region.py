@@ -13,10 +13,10 @@ import psutil
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.faults.disposable import Fault, require_allowed, require_disposable
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 from tasks.host.disk import is_here
 from tasks.host.services import stop_services
 
@@ -25,19 +25,19 @@ RUNS = ("RUNNING", "STARTING", "BACKOFF", "active")
 
 
 def region(env: Environment) -> str:
-    """The target of the permit's act."""
+    """Return the target of the act."""
     return f"every process of {env.name}"
 
 
-@action(idempotent=True)
-def lose_region(permit: Permit, env: Environment) -> Fault:
+@action(of=lambda env: Act(BREAK, region(env)), idempotent=True)
+def lose_region(env: Environment) -> Fault:
     """Freeze all processes first, so that none sees another one die; let their supervisor stop them, so that it does
     not restart them; then kill them.
 
     Raises:
         OpsError: the environment is not disposable, or its processes are not on this host.
     """
-    require_allowed(env, permit, region(env))
+    require_disposable(env)
     if not is_here(env.postgres.host):
         raise OpsError(f"{env.postgres.host} is another host", "run the drill on a worker of the region's host")
     began, roles = datetime.now(UTC), list(env.services.names)
@@ -56,14 +56,14 @@ def lose_region(permit: Permit, env: Environment) -> Fault:
     return Fault(what, began, datetime.now(UTC), {"region": env.name})
 
 
-@action(idempotent=True)
-def empty_region(permit: Permit, env: Environment, other: Environment) -> list[str]:
+@action(of=lambda env: Act(BREAK, region(env)), idempotent=True)
+def empty_region(env: Environment, other: Environment) -> list[str]:
     """Stop every service of the other region and delete its data; returns the deleted directories.
 
     Raises:
         OpsError: one of the two is not disposable, or users are sent there.
     """
-    require_allowed(env, permit, region(env))
+    require_disposable(env)
     require_disposable(other)
     sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
     if sent == other.application.url:

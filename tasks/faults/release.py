@@ -9,10 +9,10 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Permit
+from runbook.guard.permit import Act
 from runbook.kinds import action
 from tasks.application.worktree import worktree
-from tasks.faults.disposable import Fault, require_allowed
+from tasks.faults.disposable import BREAK, Fault, require_disposable
 from tasks.host.services import stop_services
 from tasks.releases.release import Release
 from tasks.releases.unpacking import overwrite_live
@@ -22,7 +22,7 @@ DEFECT = "\nfrom . import a_module_that_nobody_committed  # the drill's bad rele
 
 
 def release_of(env: Environment) -> str:
-    """The target of the permit's act."""
+    """Return the target of the act."""
     return f"release of the application in {env.application.directory}"
 
 
@@ -44,14 +44,14 @@ def spoiled_branch(good: Release, backend: Path, branch: str) -> str:
         return tree.commit("A release that does not start")
 
 
-@action
-def break_release(permit: Permit, env: Environment, bad: Release) -> Fault:
+@action(of=lambda env: Act(BREAK, release_of(env)))
+def break_release(env: Environment, bad: Release) -> Fault:
     """Copy its files over the live ones and restart the services, like somebody without a runbook: no old file is kept.
 
     Raises:
         OpsError: the environment is not disposable, or its files cannot be written.
     """
-    require_allowed(env, permit, release_of(env))
+    require_disposable(env)
     began, roles = datetime.now(UTC), env.services_in(ROLES)
     overwrite_live(bad)
     stop_services.work(env.services, roles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -274,6 +274,37 @@ def test_what_cannot_be_put_back_is_reported_and_hides_nothing() -> None:
         carry_out(report, [stopping, burning], stopping, burning)
     (found,) = report.findings
     assert (found.name, found.value, found.hint) == ("not put back: stop", "a does not start", "look into its log")
+
+
+def test_what_is_put_back_may_do_what_its_change_may_and_nothing_else() -> None:
+    def reverse(house: str) -> Callable[[], str]:
+        return lambda: move.bind(house)("the valley")
+
+    moving = replace(MOVING, reverse=reverse("a"))
+    smuggling = replace(STOPPING, reverse=reverse("b"))
+    burning = Change(burn.bind("a"), "burn", "a")
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        carry_out(report, [smuggling, moving, burning], smuggling, moving, burning)
+    assert done == ["a stopped", "a → the hill", "a → the valley"]
+    (found,) = report.findings
+    assert (found.name, found.value) == ("not put back: stop", "“move b” is not in this run's permit")
+
+
+def test_a_procedure_that_goes_on_puts_back_once() -> None:
+    stopping = replace(STOPPING, reverse=lambda: done.append("a started again"))
+    tidying, burning = Change(lambda: done.append("tidied"), "tidy", "a"), Change(burn.bind("a"), "burn", "a")
+
+    def go_on(report: Report) -> None:
+        with carrying_out(report, stopping, MOVING, tidying, burning, effect=EFFECT) as carry:
+            carry(stopping)
+            assert carry.put_back()
+            carry.instead(tidying, burning, why="nobody moves")
+            carry(tidying)
+            carry(burning)
+
+    with running() as report, pytest.raises(OpsError, match="a does not burn"):
+        go_on(report)
+    assert done == ["a stopped", "a started again", "tidied"]
 
 
 def test_pins_are_noted_with_the_plan() -> None:

@@ -32,6 +32,7 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_UI_URL
 
 from runbook import clock
+from runbook.change import Change, carrying_out
 from runbook.current import current_report
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.files import chain
@@ -64,6 +65,40 @@ def carry_out(
     with runbook(title, system, confirm, changes=changes) as report:
         work(report)
     return report
+
+
+def test_a_runbook_inside_a_change_logs_its_own_lines_and_has_its_own_permits(
+    system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A drill's recovery, a migration's backup: what the caller may do says nothing of what they may."""
+    caplog.set_level(logging.INFO, logger="ops")
+
+    @action(of=lambda name: DROP)
+    def drop(name: str) -> None:
+        raise AssertionError("it is not in the plan")
+
+    @action
+    def take() -> None:
+        """It needs no permit."""
+
+    def back_up() -> None:
+        with runbook("Backup", system):
+            take()
+            drop.bind("it")()
+
+    backing_up = Change(back_up, "back up", "it", by=[drop.bind("it")])
+    with (
+        pytest.raises(NotConfirmed, match="“drop” is not carried out by a plan"),
+        runbook("Migrate", system, system.name) as report,
+        carrying_out(report, backing_up, effect=EFFECT) as carry,
+    ):
+        carry(backing_up)
+    told = [line for line in caplog.messages if line.startswith(("Step", "take"))]
+    assert [re.split(" in | after ", line)[0] for line in told] == [
+        "Step 1/1: back up: it",
+        "take: done",
+        "Step 1/1: back up: failed",
+    ]
 
 
 def test_a_good_run(system: System) -> None:

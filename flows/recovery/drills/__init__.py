@@ -2,7 +2,7 @@
 
 To add a scenario:
 - `scenarios/<name>.py`: a class of `scenario.Scenario` with the manual's texts and the steps. `database_failure` is the
-  model. Every step gets a `scenario.Drill`.
+  model. Every step gets a `scenario.Drill`. `lines.py` plans them; a scenario that does more adds lines to its own.
 - its name in `drill.ScenarioName`, an instance in `drill.SCENARIOS`;
 - its fault in `tasks/faults/`;
 - a test that plays it, and a test whose negative control is accepted: that drill must be CRITICAL.

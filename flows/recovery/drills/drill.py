@@ -23,6 +23,7 @@ from flows.recovery.drills import (
     summary,
 )
 from flows.recovery.drills import page as html
+from flows.recovery.drills.lines import HOLD_AGAIN, TABLE, DrillLines, cleaning, healing
 from flows.recovery.drills.record import UnfinishedDrill
 from flows.recovery.drills.scenario import NOBODY, Drill, Refusal, Scenario, Symptom, now
 from flows.recovery.drills.scenarios.bad_release import BadRelease
@@ -32,21 +33,21 @@ from flows.recovery.drills.scenarios.declared import Declared, left_behind, read
 from flows.recovery.drills.scenarios.full_restore import FullRestore
 from flows.recovery.drills.scenarios.region_outage import RegionOutage
 from flows.recovery.objectives import board
+from runbook.change import Carrier, carrying_out
+from runbook.current import leaves
 from runbook.errors import OpsError, RunbookFailed
 from runbook.failpoint import failpoint
 from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from tasks.alerts.incident import Incident
 from tasks.application.health import smoke_check, wait_healthy
 from tasks.drill.clients import DrillClients, served, writing
-from tasks.drill.direct import drop_table
 from tasks.drill.writer import require_writes
-from tasks.faults.disposable import BREAK, require_disposable, where_disposable
+from tasks.faults.disposable import require_disposable, where_disposable
 
 ScenarioName = Literal[
     "database_failure", "region_outage", "data_corruption", "full_restore", "bad_release", "declared", "next"
@@ -57,7 +58,6 @@ SCENARIOS: dict[str, Scenario] = {
 
 DETECT_SECONDS, HEALTH_SECONDS, SERVED_SECONDS = 15 * 60.0, 120.0, 120.0
 STEADY_WRITES, AFTER_WRITES = 20, 10
-AGAIN = "run run-drill again: it heals the system after a drill that did not end"
 
 
 @flow(name="run-drill", flow_run_name=RunName("run-drill {environment} {scenario}"))
@@ -115,10 +115,7 @@ def run_drill(
             report.fact("held in", f"{env.name}, the drill_environment of {environment}")
         report.fact("participants", ", ".join(participants) or NOBODY)
         if left := record.find(env.reports_directory):
-            report.pin_state("left by", left.scenario)
-            effect = Effect(f"what the killed drill of {left.scenario} broke is repaired", "not needed")
-            permit = report.permit(*_plan_healing(report, left), effect=effect)
-            _end_half_done(report, permit, env, left)
+            _end_half_done(report, env, left)
             return report
         name = past_drills.next_scenario(report, env, SCENARIOS) if scenario == "next" else scenario
         if name not in SCENARIOS and name != "declared":
@@ -126,8 +123,6 @@ def run_drill(
         require_writes(env.application)
         expectations.prepare(env)
         chosen = Declared(read_declaration(env, declaration)) if name == "declared" else SCENARIOS[name]
-        directory = env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
-        checked = _judge(report, env, chosen, directory)
         report.pin_state("scenario", name)
         effect = Effect(
             f"{name}: {env.name} is broken on purpose and recovered",
@@ -135,55 +130,44 @@ def run_drill(
             (Loss.not_known("the drill's client", "the drill measures it"),),
             float("nan"),
         )
-        permit = report.permit(*chosen.acts(env), effect=effect)
-        _hold(report, permit, env, chosen, directory, checked, page)
+        _hold(report, env, chosen, page, effect)
     return report
 
 
-def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path) -> dict[str, str]:
-    """The steady state, and the plan; returns the boxes of the checklist that are done."""
+def _hold(report: Report, env: Environment, scenario: Scenario, page: bool, effect: Effect) -> None:
+    """Play the scenario, run its negative controls, and report."""
+    directory = env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
-    checked = steady.judge(report, env, scenario, directory / "evidence")
-    for act in scenario.acts(env):
-        report.plan("break", act.target)
-    report.plan("recover", scenario.goal)
-    report.plan("sabotage a copy", "the same runbook must refuse it")
-    return checked
-
-
-def _hold(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    scenario: Scenario,
-    directory: Path,
-    checked: dict[str, str],
-    page: bool,
-) -> None:
-    """Play the scenario, run its negative controls, and report."""
-    targets = " | ".join(act.target for act in permit.acts)
-    half_done = UnfinishedDrill.now(scenario.name, directory).noted(
-        env.reports_directory, breaks=targets, **scenario.notes()
-    )
-    clients = DrillClients.at(directory, f"{directory.name}-")
-    drill = Drill(env, report, permit, directory, clients, half_done, page, done=checked)
-    leftovers.note(drill)
-    report.fact("ledgers", directory)
-    seconds, controls = dict[str, float](), list[Refusal]()
-    with _healed(drill, scenario):
-        play(drill, scenario)
-        with _timed(seconds, "return to the steady state"):
-            scenario.settle(drill)
-        with _timed(seconds, "negative controls"):
-            controls = scenario.control(drill)
-    with _timed(seconds, "report"):
-        _end(drill, scenario, controls)
+    drill = _drill(report, env, directory, UnfinishedDrill.now(scenario.name, directory), page=page)
+    lines = DrillLines.of(drill, scenario)
+    with carrying_out(report, *lines.in_order, effect=effect) as carry:
+        drill.note(breaks=" | ".join(act.target for act in lines.breaking.acts), **scenario.notes())
+        leftovers.note(drill)
+        report.fact("ledgers", directory)
+        leaves(TABLE, "the next run-drill drops it")
+        seconds, controls = dict[str, float](), list[Refusal]()
+        with _healed(carry, drill, lines):
+            play(carry, drill, scenario, lines)
+            with _timed(seconds, "return to the steady state"):
+                if lines.settling:
+                    carry(lines.settling)
+            with _timed(seconds, "negative controls"):
+                controls = carry(lines.controlling)
+        with _timed(seconds, "report"):
+            _end(drill, scenario, controls)
+            carry(lines.cleaning)
     summary.report_overhead(report, drill, seconds)
     report.outcome = f"{scenario.title}: the system recovered within its targets"
 
 
-def play(drill: Drill, scenario: Scenario) -> None:
+def _drill(
+    report: Report, env: Environment, directory: Path, half_done: UnfinishedDrill, *, page: bool = False
+) -> Drill:
+    return Drill(env, report, directory, DrillClients.at(directory, f"{directory.name}-"), half_done, page)
+
+
+def play(carry: Carrier, drill: Drill, scenario: Scenario, lines: DrillLines) -> None:
     """From the clients' first write to their last.
 
     Raises:
@@ -193,17 +177,14 @@ def play(drill: Drill, scenario: Scenario) -> None:
     url, database = scenario.address(env), env.postgres.database
     with writing(clients, env.application, url, lambda: scenario.servers(env), database):
         clients.wait(STEADY_WRITES)
-        _strike(drill, scenario)
+        carry(lines.breaking)
         taken = _detect(drill, scenario)
         with drill.phases.phase(2):
             alerting.declare(drill, taken)
             _scope(drill, scenario)
             scenario.decide(drill)
         failpoint("drill: decided")
-        with drill.phases.phase(3):
-            run = scenario.restore(drill)
-        drill.phases.split(run)
-        drill.recovered = now()
+        carry(lines.recovering)
         failpoint("drill: restored")
         live = scenario.live(env)
         live.forget_roles()
@@ -213,17 +194,8 @@ def play(drill: Drill, scenario: Scenario) -> None:
             scenario.verify(drill)
             clients.wait(AFTER_WRITES)
             assert drill.fault
+            assert drill.recovered
             drill.served = served(clients, drill.fault.struck, drill.recovered, SERVED_SECONDS)
-
-
-def _strike(drill: Drill, scenario: Scenario) -> None:
-    """Record the fault on disk, then make it."""
-    drill.note(step="the fault")
-    drill.report.state_is("the drill has broken the system", AGAIN)
-    failpoint("drill: noted")
-    drill.fault = scenario.strike(drill)
-    drill.report.fact("fault", drill.fault.what)
-    failpoint("drill: struck")
 
 
 def _detect(drill: Drill, scenario: Scenario) -> Incident | None:
@@ -276,8 +248,9 @@ def _check(drill: Drill, live: Environment) -> None:
 
 
 @contextlib.contextmanager
-def _healed(drill: Drill, scenario: Scenario) -> Iterator[None]:
-    """If a step fails, heal the system; the error is a finding."""
+def _healed(carry: Carrier, drill: Drill, lines: DrillLines) -> Iterator[None]:
+    """If a step fails, heal the system and leave out the steps that follow; the error is a finding. If the drill is
+    cancelled, the carrier heals as far as the grace period allows; the record stays for the next run."""
     try:
         yield
     except OpsError as error:
@@ -286,11 +259,9 @@ def _healed(drill: Drill, scenario: Scenario) -> Iterator[None]:
             drill.keep(error.report)
             reason = f"{error.report.runbook}: {reason}"
         drill.report.fail("every phase completed", error.hint or "read its runbooks' reports", value=reason)
-        scenario.heal(drill)
-    except BaseException:  # cancelled: heal as far as the grace period allows; the record stays for the next run
-        with contextlib.suppress(OpsError):
-            scenario.heal(drill)
-        raise
+        if not carry.put_back():
+            raise RunbookFailed(drill.report) from error
+        carry.instead(lines.cleaning, why="a step of the drill failed, and those after it are left out")
 
 
 @contextlib.contextmanager
@@ -303,7 +274,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
-    """Phase 6: the ledger, the verdict, and cleaning up."""
+    """Phase 6: the ledger and the verdict."""
     report, live = drill.report, scenario.live(drill.env)
     live.forget_roles()
     steady.wait_settled(drill, live)
@@ -319,19 +290,9 @@ def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
         past_drills.report_trend(report, drill.env.reports_directory, scenario.name)
     drill.phases.report_results(report)
     summary.report_measured(report, drill, outcome)
-    drop_table(live.postgres, live.postgres.database)
-    alerting.close(drill)
-    leftovers.clear(drill)
-    record.forget(drill.env.reports_directory)
 
 
-def _plan_healing(report: Report, left: UnfinishedDrill) -> list[Act]:
-    """Returns the acts that the killed drill was permitted."""
-    report.plan("heal", left.text)
-    return [Act(BREAK, target) for target in left.notes["breaks"].split(" | ")]
-
-
-def _end_half_done(report: Report, permit: Permit, env: Environment, left: UnfinishedDrill) -> None:
+def _end_half_done(report: Report, env: Environment, left: UnfinishedDrill) -> None:
     """After a killed drill: heal the system and report its ledger. No new drill is held."""
     scenario = SCENARIOS.get(left.scenario) or left_behind(left)
     if scenario is None:
@@ -339,23 +300,19 @@ def _end_half_done(report: Report, permit: Permit, env: Environment, left: Unfin
             f"a drill of {left.scenario} did not end, and this version has no such scenario",
             "heal the system by hand, then delete .drill-half-done in the reports directory",
         )
-    report.state_is(f"a half-done drill is being healed: {left.text}", AGAIN)
-    expectations.prepare(env)
-    _heal(report, env, scenario, permit, left)
-    report.warn("an earlier drill did not end", "run run-drill again to hold a new one", value=left.text)
+    report.pin_state("left by", left.scenario)
+    drill = _drill(report, env, Path(left.ledgers), left)
+    mending = healing(drill, scenario, left)
+    clean = cleaning(drill, scenario, "the clients' table", leftovers.report_results)
+    effect = Effect(f"what the killed drill of {left.scenario} broke is repaired", "not needed")
+    with carrying_out(report, mending, clean, effect=effect) as carry:
+        expectations.prepare(env)
+        carry(mending)
+        live = scenario.live(env)
+        live.forget_roles()
+        steady.wait_settled(drill, live)
+        summary.report_ledger(drill, live)
+        summary.report_problems(report, drill)
+        carry(clean)
+    report.warn("an earlier drill did not end", HOLD_AGAIN, value=left.text)
     report.outcome = "the half-done drill was ended, and the system is healthy"
-
-
-def _heal(report: Report, env: Environment, scenario: Scenario, permit: Permit, left: UnfinishedDrill) -> None:
-    directory = Path(left.ledgers)
-    drill = Drill(env, report, permit, directory, DrillClients.at(directory, f"{directory.name}-"), left)
-    scenario.heal(drill)
-    live = scenario.live(env)
-    live.forget_roles()
-    steady.wait_settled(drill, live)
-    summary.report_ledger(drill, live)
-    summary.report_problems(report, drill)
-    drop_table(live.postgres, live.postgres.database)
-    alerting.close(drill)
-    leftovers.report_results(drill)
-    record.forget(env.reports_directory)

@@ -30,6 +30,11 @@ class UnfinishedDrill(Marker):
         return f"{self.scenario}, begun {self.started} by {self.run}; its last note: {self.last or 'none'}"
 
     @property
+    def broken(self) -> list[str]:
+        """The targets of its faults."""
+        return list(filter(None, self.notes.get("breaks", "").split(" | ")))
+
+    @property
     def last(self) -> str:
         """The last note: `what: detail`."""
         return ": ".join(list(self.notes.items())[-1]) if self.notes else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +16,16 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.recovery.drills.phases import DrillPhases
 from flows.recovery.drills.record import UnfinishedDrill
-from runbook.guard.permit import Act, Permit
+from runbook.change import Change, State
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.backups.manifest import Kind
 from tasks.drill.clients import DrillClients
 from tasks.faults.disposable import Fault
 
 NOBODY = "nobody is named"
+AGAIN = "run run-drill again: it heals the system after a drill that did not end"
+RECOVERED = State("the system is recovered, and the drill has not ended", AGAIN)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ class Drill:
 
     env: Environment
     report: Report
-    permit: Permit
     directory: Path
     clients: DrillClients
     half_done: UnfinishedDrill
@@ -121,16 +123,16 @@ class Scenario(abc.ABC):
         """The limits of this scenario."""
 
     @abc.abstractmethod
-    def acts(self, env: Environment) -> list[Act]:
-        """The acts for the permit: `Act(BREAK, …)`, as the fault requires it."""
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return the action that makes the fault, with the arguments that the plan knows."""
 
     @abc.abstractmethod
     def judge(self, report: Report, env: Environment) -> None:
         """Conditions of the steady state that only this scenario has. Findings only."""
 
-    @abc.abstractmethod
-    def strike(self, drill: Drill) -> Fault:
-        """Make the fault."""
+    def strike(self, drill: Drill, fault: Bound[..., Fault]) -> Fault:
+        """Make the fault, with the arguments that only the drill knows."""
+        return fault()
 
     @abc.abstractmethod
     def decide(self, drill: Drill) -> None:
@@ -144,9 +146,13 @@ class Scenario(abc.ABC):
     def verify(self, drill: Drill) -> None:
         """Phase 5: this scenario's own checks, into `drill.report`. The clients still write."""
 
-    @abc.abstractmethod
+    def settled_by(self, env: Environment) -> Sequence[str]:
+        """Return the runbooks of `settle`; none where the recovery leaves the steady state."""
+        return ()
+
     def settle(self, drill: Drill) -> None:
         """After the checks: restore the steady state, e.g. a standby to fail over to."""
+        assert not self.settled_by(drill.env), "a scenario that names runbooks launches them"
 
     @abc.abstractmethod
     def control(self, drill: Drill) -> list[Refusal]:
@@ -155,6 +161,32 @@ class Scenario(abc.ABC):
     @abc.abstractmethod
     def heal(self, drill: Drill) -> None:
         """From any step at which the drill stopped (`drill.half_done`) to a healthy system. Idempotent."""
+
+    def completing(self, env: Environment, broken: Sequence[str]) -> Sequence[Bound[[], Any]]:
+        """Return the actions with which `heal` completes a half-done fault. `broken`: the targets that it broke."""
+        return ()
+
+    def recovering(self, drill: Drill) -> Change[[], None]:
+        """Plan phases 3 and 4."""
+
+        def recover() -> None:
+            with drill.phases.phase(3):
+                run = self.restore(drill)
+            drill.phases.split(run)
+            drill.recovered = now()
+
+        return Change(recover, "recover", self.goal, done=RECOVERED)
+
+    def controlling(self, drill: Drill) -> Change[[], list[Refusal]]:
+        """Plan the negative controls."""
+        return Change(
+            lambda: self.control(drill),
+            "sabotage a copy",
+            "the same runbook must refuse it",
+            begun=State("the drill gives sabotaged copies to the runbook", AGAIN),
+            done=RECOVERED,
+            is_final=True,
+        )
 
     def more_sensors(self) -> Mapping[str, Callable[[Environment, Path], str]]:
         """In addition to `detection.SENSORS`."""

@@ -18,11 +18,8 @@ SETTLE_SECONDS = 120.0
 
 
 def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) -> dict[str, str]:
-    """Healthy, streaming, with verified backups; returns the boxes of the checklist that are done.
-
-    Raises:
-        RunbookFailed: it is not. Nothing was changed.
-    """
+    """Healthy, streaming, with verified backups: findings, CRITICAL where it is not. Returns the boxes of the checklist
+    that are done."""
     for name, problem in detection.ask_all(env, evidence).items():
         report.require(
             f"steady state: {name}",
@@ -33,7 +30,6 @@ def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) 
         )
     verified = [_judge_backup(report, env, kind) for kind in scenario.backups]
     scenario.judge(report, env)
-    report.fail_if_critical()
     done = {"environment": f"{env.name} is disposable, healthy and streaming"}
     return done | ({"backups": ", ".join(verified)} if verified else {})
 

@@ -177,7 +177,8 @@ def _switch(report: Report, permit: Permit, env: Environment, services: SystemSe
     if not (env.application.env_file and env.has("postgres")):
         return
     try:
-        services.last = done = switch_target.after(services.last)(permit, env.application, env.postgres)
+        with permitted_by(permit, after=services.last):
+            services.last = done = switch_target.bind(env.application, env.postgres)()
     except OpsError as error:
         report.warn("connection string of the application", error.hint, value=error.message)
     else:

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.recovery.postgres import rejoin
-from flows.recovery.postgres.findings import MIB, feeds_old_wal, judge
+from flows.recovery.postgres.application import names_another, plan_application
+from flows.recovery.postgres.findings import MIB, judge
 from flows.recovery.postgres.gate import planned_loss
 from flows.recovery.postgres.pair import Mode, ServerPair, read_pair, report_pair
-from flows.recovery.postgres.promotion import (
-    AGAIN,
-    WRITE_SECONDS,
-    Phases,
-    acts,
-    fence_again,
-    redirect,
-    settle,
-    stop_and_promote,
-)
-from flows.recovery.postgres.rejoin import Method
+from flows.recovery.postgres.promotion import AGAIN, Done, Failover, Fenced, Replayed
+from flows.recovery.postgres.rejoin import Rejoin, find_unattached
+from flows.recovery.postgres.rejoin_checks import Method, diverged_loss, is_joined, judge_joining, read_joining
 from flows.recovery.postgres.summary import report_follow_up, report_loss, report_phases, report_promotion
+from runbook.change import Carrier, Change, Line, State, carrying_out
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
-from runbook.guard.effect import Effect
+from runbook.guard.effect import Effect, NoUndo
 from runbook.guard.loss import Loss
-from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.application.connection_string import read_target, switch_target
-from tasks.application.health import wait_healthy
-from tasks.failover.feeding import feed
-from tasks.failover.fencing import find_fencing, keep_down, mark_standby, named_person
+from tasks.failover.feeding import Fed
+from tasks.failover.fencing import named_person
 from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
-from tasks.failover.promotion import checkpoint, make_slots, promote, streams
+from tasks.failover.promotion import Promoted, streams
 from tasks.host.disk import is_here
-from tasks.host.services import start_services, stop_services
 from tasks.postgres.replication.synchronous import address, read_synchrony
+
+WRITE_SECONDS = 60.0
 
 
 @flow(name="postgres-failover", flow_run_name=RunName("postgres-failover {environment} {mode}"))
@@ -91,21 +84,78 @@ def postgres_failover(
     with runbook(
         "PostgreSQL failover", env, confirm, plan, changes=True, rank="recovery", name="postgres-failover"
     ) as report:
-        started, phases = time.monotonic(), Phases()
+        started = time.monotonic()
         fenced_by = named_person(fenced_by, env)
         pair = read_pair(env, mode, new_primary)
         report_pair(report, "before", pair)
+        failover = Failover(report, env, pair, mode, fenced_by, fence)
         if pair.course == "finish":
-            return _finish(report, env, pair, phases)
+            _finish(failover)
+            return report
         judge(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
-        _plan(report, env, pair, fence)
-        report.pin("new_primary", address(pair.new))
-        report.pin_state("timeline", pair.old_timeline)
-        permit = report.permit(*acts(env, pair), effect=_effect(report, pair))
-        _judge_again(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
-        phases.seconds["decision"] = time.monotonic() - started
-        _fail_over(report, permit, env, pair, mode, fenced_by, fence, phases)
+        report.fact("from → to", pair.target)
+        lines, loss = FailoverLines.of(failover), planned_loss(pair)
+        pins = [lambda report: _pin(report, pair, loss)]
+        with carrying_out(report, *lines.all(), effect=_effect(pair, loss, lines), pins=pins) as carry:
+            _judge_again(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
+            failover.phases.seconds["decision"] = time.monotonic() - started
+            _fail_over(failover, lines, carry)
     return report
+
+
+@dataclass(frozen=True)
+class SettlingLines:
+    """What follows a promotion, in order. `application` is None without one, `rejoin` and `reattach` are None where the
+    old primary does not rejoin in this run."""
+
+    attach: Change[[], None]
+    application: Line[[], None] | None
+    checkpoint: Change[[], float]
+    rejoin: Change[[], None] | None = None
+    reattach: Change[[], None] | None = None
+
+    @staticmethod
+    def of(failover: Failover, mode: str, *, restart: bool, begun: State | None = None) -> SettlingLines:
+        """Plan them. `mode`: of the promotion; `restart`: whether the application needs it in any case."""
+        report, env, pair = failover.report, failover.env, failover.pair
+        application = plan_application(report, env, pair.new, failover.phases, restart=restart)
+        attach, checkpoint = failover.attaching(begun), failover.noting_timeline()
+        if mode != "planned" or not is_here(pair.old.host):
+            return SettlingLines(attach, application, checkpoint)
+        rejoin = Rejoin(report, env, pair.new, pair.old, "auto")
+        return SettlingLines(attach, application, checkpoint, rejoin.in_one_line(), rejoin.reattaching())
+
+    def all(self) -> list[Line[..., Any]]:
+        """Return the lines of the plan."""
+        lines: list[Line[..., Any] | None] = [self.attach, self.application, self.checkpoint, self.rejoin]
+        return [line for line in (*lines, self.reattach) if line]
+
+
+@dataclass(frozen=True)
+class FailoverLines:
+    """The lines of a failover, in order. `checkpoint`: before a running primary is stopped."""
+
+    checkpoint: Change[[], float] | None
+    fence: Change[[], Fenced]
+    replay: Change[[Fenced], Replayed]
+    promote: Change[[Fed], Promoted]
+    settling: SettlingLines
+
+    @staticmethod
+    def of(failover: Failover) -> FailoverLines:
+        """Plan them."""
+        return FailoverLines(
+            failover.checkpointing() if failover.is_planned else None,
+            failover.fencing(),
+            failover.replaying(),
+            failover.promoting(),
+            SettlingLines.of(failover, failover.mode, restart=True),
+        )
+
+    def all(self) -> list[Line[..., Any]]:
+        """Return the lines of the plan."""
+        first: list[Line[..., Any]] = [self.checkpoint] if self.checkpoint else []
+        return [*first, self.fence, self.replay, self.promote, *self.settling.all()]
 
 
 def _judge_again(
@@ -130,80 +180,58 @@ def _judge_again(
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
-def _effect(report: Report, pair: ServerPair) -> Effect:
-    loss = planned_loss(pair)
+def _pin(report: Report, pair: ServerPair, loss: Loss) -> None:
+    report.pin("new_primary", address(pair.new))
+    report.pin_state("timeline", pair.old_timeline)
     report.pin_state("commits lost", "unknown" if loss.unknown else loss.count)
+
+
+def _effect(pair: ServerPair, loss: Loss, lines: FailoverLines) -> Effect:
+    steps = [step for line in lines.all() for step in line.planned]
     return Effect(
         f"{address(pair.new)} becomes the primary instead of {address(pair.old)}",
         "rejoin-standby, then a planned failover back",
         (loss,),
-        sum(step.seconds for step in report.plan_steps if step.step != "rejoin"),
+        sum(step.seconds for step in steps if step.step != "rejoin"),
     )
 
 
-def _plan(report: Report, env: Environment, pair: ServerPair, fence: bool) -> None:
-    report.fact("from → to", pair.target)
-    if pair.course == "hand over":
-        report.plan(
-            "stop", f"{address(pair.old)} cleanly (fast shutdown): writes pause", seconds=1.0, by=[stop_services]
-        )
-    elif fence:
-        stop = f"{address(pair.old)} through its supervisor, if that would restart it"
-        report.plan("stop", stop, seconds=1.0, by=[stop_services])
-    report.plan(
-        "fence",
-        "port closed, no restart, no process left; service disabled at boot; marked as a standby in its data directory",
-        by=[find_fencing, keep_down],
-    )
-    more = ", and the old primary's own WAL" if feeds_old_wal(pair) else ""
-    replay = f"on {address(pair.new)} all WAL that it and the WAL receiver have{more}"
-    report.plan("replay", replay, seconds=1.0, by=[feed])
-    promoted = f"{address(pair.new)}: pg_promote, then slots and the WAL receiver"
-    report.plan("promote", promoted, seconds=1.0, by=[promote, make_slots])
-    if env.has("application") and env.application.env_file:
-        redirected = f"the application: {env.application.env_file}, then restart it"
-        report.plan("redirect", redirected, seconds=10.0, by=[switch_target, wait_healthy])
-    if pair.course == "hand over" and is_here(pair.old.host):
-        rejoined = f"{address(pair.old)} as standby of {address(pair.new)}"
-        report.plan("rejoin", rejoined, seconds=5.0, by=[mark_standby, start_services])
-
-
-def _fail_over(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    pair: ServerPair,
-    mode: Mode,
-    attested: str,
-    fence: bool,
-    phases: Phases,
-) -> None:
-    servers = [pair.old, pair.new] if pair.course == "hand over" else [pair.new]
+def _fail_over(failover: Failover, lines: FailoverLines, carry: Carrier) -> None:
+    report, pair, phases = failover.report, failover.pair, failover.phases
+    servers = [pair.old, pair.new] if failover.is_planned else [pair.new]
     with FailoverLedger(servers) as ledger:
-        done = stop_and_promote(report, permit, env, pair, mode, attested, fence, phases, ledger)
-        report.state_is(f"{address(pair.new)} is the primary, on timeline {done.promoted.timeline}", AGAIN)
-        report_promotion(report, pair, done, attested)
-        settle(report, permit, env, pair, done.promoted)
+        if lines.checkpoint:
+            ledger.wait_for(address(pair.old), WRITE_SECONDS)
+            carry(lines.checkpoint)
+        fenced = carry(lines.fence)
+        replayed = carry(lines.replay, fenced)
+        done = Done(fenced, replayed, carry(lines.promote, replayed.fed))
+        report_promotion(report, pair, done, failover.attested)
+        carry(lines.settling.attach)
         first = ledger.wait_for(address(pair.new), WRITE_SECONDS)
         phases.seconds["first acknowledged write"] = first.at - done.promoted.began
         account = ledger.account(pair.new)
     report_loss(report, pair, done, account)
-    redirect(report, permit, env, pair, phases, restart=True)
-    _end(report, permit, env, pair, mode, phases)
+    _settle(failover, lines.settling, carry)
     report.measure("database standby")
 
 
-def _end(report: Report, permit: Permit, env: Environment, pair: ServerPair, mode: str, phases: Phases) -> None:
-    """End every course: checkpoint, rejoin the old primary where possible, report."""
-    checkpoint(pair.new)
-    rejoined = False
-    if mode == "planned" and is_here(pair.old.host):
+def _settle(failover: Failover, lines: SettlingLines, carry: Carrier) -> None:
+    """End every course: the application, a checkpoint, the rejoin of the old primary where possible, the report."""
+    report, env, pair, phases = failover.report, failover.env, failover.pair, failover.phases
+    if lines.application:
+        carry(lines.application)
+    carry(lines.checkpoint)
+    if lines.rejoin and lines.reattach:
         with phases.timed("rejoin"):
-            joining = rejoin.read_joining(pair.new, pair.old)
-            if not rejoin.is_joined(joining):
-                rejoin.judge_joining(report, env, joining, "auto")
-                rejoin.join(report, permit, env, joining, "auto")
-        rejoined = True
+            joining = read_joining(pair.new, pair.old)
+            if is_joined(joining):
+                carry.skip(lines.rejoin, f"{address(pair.old)} streams from {address(pair.new)}")
+            else:
+                judge_joining(report, env, joining, "auto")
+                carry(lines.rejoin)
+            carry(lines.reattach)
+    rejoined = lines.rejoin is not None
     report_phases(report, phases)
     report_follow_up(report, env, pair, rejoined=rejoined)
     back = Next("postgres-failover", "", {"mode": "planned", "new_primary": address(pair.old)})
@@ -212,32 +240,32 @@ def _end(report: Report, permit: Permit, env: Environment, pair: ServerPair, mod
     report.outcome = f"{address(pair.new)} is the primary; {address(pair.old)} was"
 
 
-def _finish(report: Report, env: Environment, pair: ServerPair, phases: Phases) -> Report:
+def _finish(failover: Failover) -> None:
     """The new primary already takes writes: finish what a killed run left, if anything."""
+    report, env, pair = failover.report, failover.env, failover.pair
     new = address(pair.new)
     why = f"{new} already takes writes, on timeline {pair.will.timeline}"
     report.fact("primary", why)
     left = _unfinished(env, pair)
     if not left:
         report.outcome = f"nothing to do: {why}"
-        return report
-    for what in left:
-        report.plan("finish", what)
-    lost: tuple[Loss, ...] = ()
-    if pair.marker and pair.marker.mode == "planned" and is_here(pair.old.host):
-        lost = (rejoin.diverged_loss(rejoin.read_joining(pair.new, pair.old)),)
+        return
+    report.table("Unfinished", ("what",), [(what,) for what in left])
+    begun = State(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
+    mode = pair.marker.mode if pair.marker else "unplanned"
+    fence = [] if pair.was.follows else [failover.fencing_again(begun)]
+    lines = SettlingLines.of(failover, mode, restart=pair.marker is not None, begun=begun)
+    lost = (diverged_loss(read_joining(pair.new, pair.old)),) if lines.rejoin else ()
     effect = Effect(f"the failover to {new} is finished", "rejoin-standby, then a planned failover back", lost)
-    permit = report.permit(*acts(env, pair), effect=effect)
-    report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
-    fence_again(report, permit, env, pair)
-    settle(report, permit, env, pair, None)
-    with FailoverLedger([pair.new]) as ledger:
-        ledger.wait_for(new, WRITE_SECONDS)
-        ledger.account(pair.new)
-    redirect(report, permit, env, pair, phases, restart=pair.marker is not None)
-    _end(report, permit, env, pair, pair.marker.mode if pair.marker else "unplanned", phases)
+    with carrying_out(report, *fence, *lines.all(), effect=effect) as carry:
+        for line in fence:
+            carry(line)
+        carry(lines.attach)
+        with FailoverLedger([pair.new]) as ledger:
+            ledger.wait_for(new, WRITE_SECONDS)
+            ledger.account(pair.new)
+        _settle(failover, lines, carry)
     report.outcome = f"nothing to promote: {why}; the unfinished steps are done"
-    return report
 
 
 def _unfinished(env: Environment, pair: ServerPair) -> list[str]:
@@ -249,10 +277,8 @@ def _unfinished(env: Environment, pair: ServerPair) -> list[str]:
         found.append(f"the WAL receiver does not stream from {address(pair.new)}")
     if read_synchrony(pair.new).hangs:
         found.append("commits hang: none of their standbys is connected")
-    if env.has("application") and env.application.env_file:
-        target = read_target(env.application)
-        if address(pair.new) not in target.split(","):
-            found.append(f"the application's connection string names {target}")
+    if target := names_another(env, pair.new):
+        found.append(f"the application's connection string names {target}")
     return found
 
 
@@ -281,18 +307,35 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
     with runbook("Rejoin standby", env, confirm, plan, changes=True, rank="recovery") as report:
         if not env.has("standby"):
             raise OpsError("the environment has no standby", "add [standby] to its TOML")
-        joining = rejoin.read_joining(env.postgres, env.standby)
+        joining = read_joining(env.postgres, env.standby)
         report.fact("primary", address(joining.primary))
-        if rejoin.is_joined(joining):
-            report.outcome = f"nothing to do: {address(joining.node)} streams from {address(joining.primary)}"
+        rejoin = Rejoin(report, env, joining.primary, joining.node, method)
+        roles = f"{address(joining.node)} behind {address(joining.primary)}"
+        if is_joined(joining):
+            _reattach(rejoin, [lambda report: report.pin_state("roles", roles)])
             return report
-        rejoin.judge_joining(report, env, joining, method)
-        rejoin.plan_joining(report, joining, method)
-        report.pin_state("roles", f"{address(joining.node)} behind {address(joining.primary)}")
-        loss = rejoin.diverged_loss(joining)
-        report.pin_state("commits lost", "unknown" if loss.unknown else loss.count)
+        lines, loss = rejoin.lines(joining), diverged_loss(joining)
+        lost = "unknown" if loss.unknown else loss.count
+        pins = [lambda report: report.pin_state("roles", roles), lambda report: report.pin_state("commits lost", lost)]
         effect = Effect(f"{address(joining.node)} becomes a standby of {address(joining.primary)}", "", (loss,))
-        permit = report.permit(*rejoin.rejoin_acts(joining), effect=effect)
-        rejoin.join(report, permit, env, joining, method)
+        with carrying_out(report, *lines.all(), effect=effect, pins=pins) as carry:
+            lines.carry_out(carry)
         report.outcome = f"{address(joining.node)} is a standby of {address(joining.primary)}"
     return report
+
+
+def _reattach(rejoin: Rejoin, pins: list[Callable[[Report], object]]) -> None:
+    """The server already streams: finish what a killed run left, if anything."""
+    report, node, primary = rejoin.report, rejoin.node, rejoin.primary
+    left = find_unattached(rejoin.env, primary)
+    if not left:
+        report.outcome = f"nothing to do: {address(node)} streams from {address(primary)}"
+        return
+    report.table("Unfinished", ("what",), [(what,) for what in left])
+    line, effect = rejoin.reattaching(), Effect(f"the rejoin of {address(node)} is finished", NoUndo(NO_DATA))
+    with carrying_out(report, line, effect=effect, pins=pins) as carry:
+        carry(line)
+    report.outcome = f"{address(node)} streams from {address(primary)}; the unfinished steps are done"
+
+
+NO_DATA = "no data is replaced"

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
-from flows.loss import loss_of, require_confirmed
+from flows.loss import require_confirmed
 from flows.recovery.postgres.promotion import AGAIN, judge_receiver
-from runbook.errors import CommandFailed, OpsError, Unreachable
-from runbook.guard.loss import Loss
-from runbook.guard.permit import Act, CarriesOut, Permit
-from runbook.kinds import permitted_by
+from flows.recovery.postgres.rejoin_checks import Joining, Method, diverged_loss, judge_joining, read_joining
+from runbook.change import Carrier, Change, State
+from runbook.errors import CommandFailed, LossExceeded, OpsError
+from runbook.guard.permit import PlannedStep
 from runbook.next import Next
-from runbook.report import Report, Status
-from runbook.units import first_of, size
-from tasks.cluster.tablespaces import map_occupied
-from tasks.failover.fencing import FENCE, SIGNAL, allow_start, mark_standby, remove_signal
-from tasks.failover.member import ClusterMember, MemberControl, read_control, read_member
+from runbook.report import Report
+from tasks.failover.fencing import SIGNAL, allow_start, mark_standby, remove_signal
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
     commits_return,
@@ -29,353 +25,305 @@ from tasks.failover.promotion import (
     streams,
     wait_for_stream,
 )
-from tasks.failover.rejoin import (
-    REJOIN,
-    Rejoined,
-    configure,
-    copy_anew,
-    parted_from,
-    read_diverged,
-    rewind,
-    save_diverged,
-    was_interrupted,
-)
-from tasks.failover.segments import Beyond, read_commits
-from tasks.host.disk import disk_of, is_here
-from tasks.host.services import StoppedServicesList, start_services, stop_services
-from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, commit_together
-from tasks.postgres.tables.filenodes import read_database_names
-from tasks.wal.format.names import lsn_text
+from tasks.failover.rejoin import Rejoined, configure, copy_anew, rewind, save_diverged
+from tasks.host.services import start_services, stop_services
+from tasks.postgres.replication.synchronous import address, commit_alone, commit_together, synchrony
 
-Method = Literal["auto", "rewind", "base_backup"]
 STREAM_SECONDS = 60.0
 START_SECONDS = 45.0
 """A standby that cannot follow fails within seconds. A busy host is no reason for a base backup."""
 
 
-@dataclass(frozen=True)
-class Joining:
-    """The server that is to follow `primary`. `parted_at`: where its history left the primary's; 0 where the primary
-    is still on its timeline. `diverged`: what its own WAL has after that; None where it cannot be read (`problem`)."""
+@dataclass
+class Rejoin:
+    """The changes that make the server `node` a standby of `primary`. `was_running`, `was_marked`: whether its service
+    ran, and whether it was to start as a standby, before them; `state`: of the system now."""
 
+    report: Report
+    env: Environment
     primary: Postgres
     node: Postgres
-    state: ClusterMember
-    control: MemberControl | None
-    parted_at: int = 0
-    diverged: Beyond | None = None
-    problem: OpsError | None = None
+    method: Method
+    was_running: bool = False
+    was_marked: bool = True
+    is_replacing: bool = False
 
-    @property
-    def method(self) -> str:
-        """The method to try first."""
-        if self.control is None or was_interrupted(self.node):
-            return "base_backup"
-        standby = "in recovery" in self.control.state or "archive recovery" in self.control.state
-        # After a point-in-time restore, or where an old primary was started as a standby meanwhile.
-        diverged = self.diverged is not None and self.diverged.bytes > 0
-        ahead = self.parted_at and (self.control.reached > self.parted_at or diverged)
-        return "start" if standby and not ahead else "rewind"
-
-
-def read_joining(primary: Postgres, node: Postgres) -> Joining:
-    """Read the state of the server.
-
-    Raises:
-        Unreachable: the primary is down.
-    """
-    control = read_control(node)
-    joining = Joining(primary, node, read_member(node), control)
-    if control is None:
-        return joining
-    try:
-        parted = parted_from(primary, node, control)
-        joining = replace(joining, parted_at=parted)
-        return replace(joining, diverged=read_diverged(node, control.timeline, parted)) if parted else joining
-    except Unreachable:
-        raise
-    except OpsError as error:
-        return replace(joining, problem=error)
-
-
-def diverged_loss(joining: Joining) -> Loss:
-    """The commits that only the joining server has. They are saved as WAL first."""
-    node, control, problem = joining.node, joining.control, joining.problem
-    if control is None or problem:
-        why = problem.message if problem else f"{node.data_directory} is missing or cannot be read"
-        why = "a rewind of it was killed" if was_interrupted(node) else why
-        return Loss.not_known(address(node), why)
-    if not (joining.diverged and joining.diverged.commits):
-        return Loss(address(node))
-    pg_wal = Path(node.data_directory, "pg_wal")
-    lost, _ = read_commits(node, pg_wal, control.timeline, joining.parted_at)
-    return loss_of(address(node), lost, read_database_names(joining.primary))
-
-
-def is_joined(joining: Joining) -> bool:
-    """Whether it already streams from the primary."""
-    return joining.state.follows and streams(joining.primary, joining.node.name)
-
-
-def judge_joining(report: Report, env: Environment, joining: Joining, method: Method) -> None:
-    """Judge whether it can rejoin.
-
-    Raises:
-        RunbookFailed: it cannot; nothing was touched.
-    """
-    node, state = joining.node, joining.state
-    main = read_member(joining.primary)
-    report.require(
-        f"the primary {main.address}",
-        main.is_primary,
-        "run postgres-failover first: no server takes writes",
-        value=main.problem or ("takes writes" if main.is_primary else "it is in recovery"),
-    )
-    report.require(
-        f"{state.address} takes no writes",
-        not state.is_primary,
-        f"stop its service {node.service} now: two servers take writes, and its writes are lost",
-        value=state.problem or ("in recovery" if state.in_recovery else "it takes writes"),
-    )
-    report.require("its files on this host", is_here(node.host), join_there(env, node), value=node.host)
-    report.prefer(
-        "its application_name and slot",
-        bool(node.name and node.slot),
-        "set name and slot in its table of the environment's TOML",
-        value=f"{node.name or 'no name'}, {node.slot or 'no slot'}",
-    )
-    _judge_files(report, joining, method, main.system)
-    report.fail_if_critical()
-    _judge_space(report, joining, method)
-    if method == "base_backup" or joining.method == "base_backup":
-        _judge_tablespaces(report, joining)
-    _report_diverged(report, joining)
-    report.fail_if_critical()
-
-
-def _judge_files(report: Report, joining: Joining, method: Method, system: int) -> None:
-    """Judge whether the method fits its data directory. `system`: the primary's system identifier."""
-    node, control = joining.node, joining.control
-    other = control and control.system != system and joining.method != "base_backup" and method != "base_backup"
-    report.require(
-        "system identifier",
-        not other,
-        "run it with method=base_backup, which keeps the old files: this server belongs to another cluster",
-        value=control.system if control else "no files",
-        expected=system,
-    )
-    if method == "rewind":
-        report.require(
-            "rewind possible",
-            joining.method != "base_backup",
-            "run it with method=base_backup",
-            value="its files are missing, or a rewind was killed"
-            if joining.method == "base_backup"
-            else control.state
-            if control
-            else "",
+    def __post_init__(self) -> None:
+        primary, node = self.primary, self.node
+        behind, ahead = address(node), address(primary)
+        self.stopped = State(
+            f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet", AGAIN
         )
-    mounted = os.path.ismount(node.data_directory)
-    report.require(
-        "data directory can be renamed",
-        not mounted,
-        "mount that file system on the parent directory, and set data_directory to a directory in it",
-        value=f"{node.data_directory} is a mount point" if mounted else node.data_directory,
-    )
+        self.untouched = State(f"{address(primary)} takes writes; nothing of {address(node)} was replaced", AGAIN)
+        self.starting = State(f"{behind} was made a standby of {ahead}, and does not stream yet", AGAIN)
+        unchecked = "the WAL receiver, the archiver and synchronous_standby_names were not checked"
+        self.streaming = State(f"{behind} streams from {ahead}; {unchecked}", AGAIN)
+        self.state = self.stopped
+        self._mark, self._saves = mark_standby.bind(node), save_diverged.bind(node)
+        self._configures, self._rewinds = configure.bind(primary, node), rewind.bind(primary, node)
+        self._copies, self._lets_commit = copy_anew.bind(primary, node), commit_alone.bind(primary)
 
+    def lines(self, joining: Joining) -> RejoinLines:
+        """Return the changes that make `joining` a standby, each with its own line."""
+        node, slot = self.node, self.node.slot
+        stop = Change(
+            self._stop,
+            "stop",
+            f"{node.service}, if it runs",
+            by=[self._mark],
+            needs=[self._judge],
+            begun=self.stopped,
+            reverse=self._put_back,
+        )
+        save = Change(
+            self._save,
+            "save",
+            f"its WAL beyond the start of the new timeline, next to {node.data_directory}",
+            by=[self._saves],
+            more=[PlannedStep("slot", f"{slot} on {address(self.primary)}, if it is missing")] if slot else (),
+        )
+        join = Change(self._join, "join", self._how(joining), by=[self._configures, self._rewinds, self._copies])
+        start = Change(
+            self._start,
+            "start",
+            f"{node.service}, until it streams from {address(self.primary)}",
+            by=[self._copies],
+            begun=self.starting,
+            done=self.streaming,
+        )
+        return RejoinLines(stop, save, join, start, self.reattaching())
 
-def join_there(env: Environment, node: Postgres) -> str:
-    """The command that rejoins a server whose files are on another host."""
-    return f"on {node.host}, in the checkout of its worker: {Next('rejoin-standby').command(env.name)}"
+    def in_one_line(self) -> Change[[], None]:
+        """Return the same as one line of a failover. It is skipped where the server streams already."""
 
+        def rejoin() -> None:
+            joining = self._stop()
+            self._save(joining)
+            self._start(joining, self._join(joining))
 
-def _judge_tablespaces(report: Report, joining: Joining) -> None:
-    """Name the new directories: PostgreSQL wants the primary's paths on each server."""
-    if occupied := map_occupied(joining.primary, Path(joining.node.data_directory)):
-        report.warn(
-            "tablespaces of the standby",
-            "nothing to do: a base backup puts them into new directories next to the standby's data directory",
-            value=f"in use on this host: {first_of([*occupied])}",
+        return Change(
+            rejoin,
+            "rejoin",
+            f"{address(self.node)} as standby of {address(self.primary)}",
+            seconds=5.0,
+            by=[self._mark, self._saves, self._configures, self._rewinds, self._copies],
+            begun=self.stopped,
+            failed=lambda _: self.state,
+            done=self.streaming,
+            reverse=self._put_back,
+            is_optional=True,
         )
 
-
-def _judge_space(report: Report, joining: Joining, method: Method) -> None:
-    with joining.primary.connect() as connection:
-        needed = int(execute(connection, "SELECT sum(pg_database_size(oid))::bigint FROM pg_database")[0][0])
-    free = disk_of(Path(joining.node.data_directory)).free_bytes
-    must = method == "base_backup" or joining.method == "base_backup"
-    if method != "rewind":
-        report.require(
-            "free disk space for a base backup",
-            free > needed * 1.1,
-            "free disk space there; a rewind needs none",
-            value=size(free),
-            expected=f"> {size(int(needed * 1.1))}",
-            worst=Status.CRITICAL if must else Status.WARN,
+    def reattaching(self) -> Change[[], None]:
+        """Return the change that starts the WAL receiver and the archiver, and lets commits wait again for the
+        connected standbys of the configuration."""
+        return Change(
+            self._reattach,
+            "reattach",
+            "the WAL receiver and the archiver run; commits wait for the standbys of the configuration that are "
+            "connected",
+            by=[self._lets_commit],
+            begun=self.streaming,
+            done=State(f"{address(self.node)} is a standby of {address(self.primary)}", AGAIN),
         )
 
+    def _judge(self, report: Report) -> None:
+        judge_joining(report, self.env, read_joining(self.primary, self.node), self.method)
 
-def _report_diverged(report: Report, joining: Joining) -> None:
-    if joining.problem:
-        report.warn("its WAL beyond the start of the new timeline", joining.problem.hint, value=joining.problem.message)
-    if beyond := joining.diverged:
-        only_there = f"{beyond.commits:,} transactions, {beyond.bytes:,} bytes after {lsn_text(joining.parted_at)}"
-        report.fact("only in its own WAL", only_there if beyond.bytes else "nothing")
+    def _how(self, joining: Joining) -> str:
+        first = joining.method if self.method == "auto" else self.method
+        hows = {
+            "start": "set the primary in its configuration: it is already a standby",
+            "rewind": "pg_rewind",
+            "base_backup": "pg_basebackup into a new directory; the old files are kept",
+        }
+        how = hows[first]
+        return f"{how}; if that fails, a base backup" if self.method == "auto" and first != "base_backup" else how
 
+    def _stop(self) -> Joining:
+        """Stop it, and let it pass the gate: it may have run since the plan. Returns what was read.
 
-def rejoin_acts(joining: Joining) -> list[Act]:
-    """The acts that need a permit."""
-    node = address(joining.node)
-    return [Act(FENCE, node), Act(REJOIN, node), Act(ALONE, address(joining.primary))]
-
-
-def plan_joining(report: Report, joining: Joining, method: Method) -> None:
-    """Plan every step."""
-    node = joining.node
-    report.plan("stop", f"{node.service}, if it runs", by=[mark_standby, stop_services])
-    save = f"its WAL beyond the start of the new timeline, next to {node.data_directory}"
-    report.plan("save", save, by=[save_diverged])
-    first = joining.method if method == "auto" else method
-    plans: dict[str, tuple[str, CarriesOut]] = {
-        "start": ("set the primary in its configuration: it is already a standby", configure),
-        "rewind": ("pg_rewind", rewind),
-        "base_backup": ("pg_basebackup into a new directory; the old files are kept", copy_anew),
-    }
-    how, by = plans[first]
-    if method == "auto" and first != "base_backup":
-        how = f"{how}; if that fails, a base backup"
-    report.plan("join", how, by=[by])
-    report.plan("start", f"{node.service}, until it streams from {address(joining.primary)}", by=[start_services])
-
-
-def join(report: Report, permit: Permit, env: Environment, joining: Joining, method: Method) -> None:
-    """Rejoin it until it streams, and commits wait again as configured.
-
-    Raises:
-        OpsError: it does not stream.
-    """
-    node, primary = joining.node, joining.primary
-    state = f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet"
-    report.state_is(state, AGAIN)
-    was_marked = Path(node.data_directory, SIGNAL).exists()
-    signal = mark_standby(permit, node)  # first: its host may reboot at any time
-    stopped = stop_services.after(signal)(env.services, [node.service])
-    joining = _pass(report, env, joining, stopped, was_marked=was_marked)
-    made = make_slots.after(stopped)(primary, [node.slot])
-    _save(report, permit, joining)
-    done = _try_first(report, permit, joining, joining.method if method == "auto" else method, method)
-    if done is None:
-        done = copy_anew.after(made)(permit, primary, node)
-    if left := allow_start.after(done)(env.services, node.service):
-        report.warn(f"{node.service} at boot", left, value="its service manager does not start it at boot")
-    if not _starts(env, joining, done, last=method != "auto" or done.method == "base_backup"):
-        done = _copy_after_failure(report, permit, env, joining, method)
-    report.fact(
-        "joined by", f"{done.method}, {done.seconds:.1f} s" + (f"; old files: {done.kept}" if done.kept else "")
-    )
-    report.passed("standby", value=f"{address(node)} streams from {address(primary)}")
-    wait_for_all(report, permit, env, primary)
-
-
-def _pass(
-    report: Report, env: Environment, joining: Joining, stopped: StoppedServicesList, *, was_marked: bool
-) -> Joining:
-    """The gate: the server is stopped, and is read again, for it may have run since the plan. Returns what was read.
-
-    Raises:
-        LossExceeded: it has more commits than were confirmed. Nothing was replaced, and its service is as before.
-    """
-    node = joining.node
-    try:
-        found = read_joining(joining.primary, node)
+        Raises:
+            LossExceeded: it has more commits than were confirmed. Nothing is replaced.
+        """
+        node = self.node
+        self.state = self.untouched
+        self.was_running = self.env.services.state(node.service).comes_back
+        self.was_marked = Path(node.data_directory, SIGNAL).exists()
+        signal = self._mark()  # first: its host may reboot at any time
+        stop_services.after(signal)(self.env.services, [node.service])
+        found = read_joining(self.primary, node)
         loss = diverged_loss(found)
-        require_confirmed(report, loss)
-    except OpsError:
-        if stopped.were_running and was_marked:
-            start_services(env.services, [node.service])
-        elif not stopped.were_running and not was_marked:
-            remove_signal(node)  # one that ran as a second primary stays stopped
-        kept = f"{address(joining.primary)} takes writes; nothing of {address(node)} was replaced"
-        report.state_is(kept, "check the commits that only it has, then run this again for a new plan")
-        raise
-    report.loses(loss)
+        try:
+            require_confirmed(self.report, loss)
+        except LossExceeded:
+            check = "check the commits that only it has, then run this again for a new plan"
+            self.state = State(self.untouched.what, check)
+            raise
+        self.report.loses(loss)
+        return found
+
+    def _put_back(self) -> None:
+        """Leave its service as it was, unless its files are being replaced."""
+        if self.is_replacing:
+            return
+        if self.was_running and self.was_marked:
+            start_services(self.env.services, [self.node.service])
+        elif not self.was_running and not self.was_marked:
+            remove_signal(self.node)  # one that ran as a second primary stays stopped
+        self.report.state_is(self.state.what, self.state.hint)
+
+    def _save(self, joining: Joining) -> None:
+        report = self.report
+        make_slots(self.primary, [self.node.slot])
+        if not (joining.control and joining.parted_at):
+            return
+        try:
+            saved = self._saves(joining.control.timeline, joining.parted_at)
+        except OpsError as error:
+            report.warn("diverged WAL", error.hint, value=f"not saved: {error.message}")
+            return
+        if saved.kept:
+            kept = f"{saved.files} files with {saved.beyond.commits:,} transactions in {saved.kept}"
+            report.fact("diverged WAL", kept)
+
+    def _join(self, joining: Joining) -> Rejoined:
+        """Make its files a standby's, and let its service manager start it."""
+        self.is_replacing, self.state = True, self.stopped
+        done = self._try_first(joining.method if self.method == "auto" else self.method) or self._copies()
+        service = self.node.service
+        if left := allow_start.after(done)(self.env.services, service):
+            self.report.warn(f"{service} at boot", left, value="its service manager does not start it at boot")
+        return done
+
+    def _try_first(self, first: str) -> Rejoined | None:
+        """Rejoin by the method `first`; None where it needs a base backup."""
+        if first == "start":
+            return self._configures()
+        if first == "base_backup":
+            return None
+        try:
+            return self._rewinds()
+        except CommandFailed as error:
+            if self.method == "rewind":
+                raise
+            self.report.warn("pg_rewind", "nothing to do: the run took a base backup instead", value=error.message)
+            return None
+
+    def _start(self, joining: Joining, done: Rejoined) -> None:
+        """Start it until it streams.
+
+        Raises:
+            OpsError: it does not stream.
+        """
+        self.state = self.starting
+        if not self._starts(done, last=self.method != "auto" or done.method == "base_backup"):
+            done = self._copy_after_failure(joining)
+        report, old = self.report, f"; old files: {done.kept}" if done.kept else ""
+        report.fact("joined by", f"{done.method}, {done.seconds:.1f} s{old}")
+        report.passed("standby", value=f"{address(self.node)} streams from {address(self.primary)}")
+
+    def _starts(self, done: Rejoined, *, last: bool) -> bool:
+        """Whether it starts and streams. With `last` there is no other method, and an error is raised."""
+        try:
+            start_services.after(done)(self.env.services, [self.node.service])
+        except OpsError:
+            if last:
+                raise
+            return False
+        return wait_for_stream(self.primary, self.node.name, STREAM_SECONDS if last else START_SECONDS)
+
+    def _copy_after_failure(self, joining: Joining) -> Rejoined:
+        """It does not stream: with `auto` take a base backup, otherwise fail."""
+        node, services = self.node, self.env.services
+        failure = f"{address(node)} does not stream from {address(self.primary)}"
+        if self.method != "auto" or joining.method == "base_backup":
+            raise OpsError(failure, f"check the log of {node.service}, then run it again with method=base_backup")
+        self.report.warn("first method", "nothing to do: the run took a base backup instead", value=failure)
+        stop_services(services, [node.service])
+        self.state = self.stopped
+        done = self._copies()
+        self.state = self.starting
+        start_services.after(done)(services, [node.service])
+        if not wait_for_stream(self.primary, node.name, STREAM_SECONDS):
+            raise OpsError(failure, f"check the log of {node.service}, then run it again")
+        return done
+
+    def _reattach(self) -> None:
+        report, env, primary = self.report, self.env, self.primary
+        if _lacks_receiver(env, primary):
+            make_slots(primary, [env.wal.slot])
+            start_receiver(env.services, env.wal.service)
+            judge_receiver(report, primary, env.wal)
+        if _has_archiver(env):  # after a full restore it is stopped
+            start_services(env.services, [env.wal.archiver])
+        if _is_overridden(primary):
+            commit_together(primary)
+        if not commits_return(primary, ATTACH_SECONDS):
+            found = self._lets_commit()
+            report.warn(
+                "commits wait for no standby",
+                "connect the missing standbys of synchronous_standby_names, then run this again",
+                value=found.names or "overridden",
+                follow=[Next("check-replication", "see which standby is missing")],
+            )
+
+
+@dataclass(frozen=True)
+class RejoinLines:
+    """The changes of a rejoin, in order."""
+
+    stop: Change[[], Joining]
+    save: Change[[Joining], None]
+    join: Change[[Joining], Rejoined]
+    start: Change[[Joining, Rejoined], None]
+    reattach: Change[[], None]
+
+    def all(self) -> tuple[Change[..., Any], ...]:
+        """Return the lines of the plan."""
+        return (self.stop, self.save, self.join, self.start, self.reattach)
+
+    def carry_out(self, carry: Carrier) -> None:
+        """Carry all of them out.
+
+        Raises:
+            OpsError: the server does not stream.
+        """
+        joining = carry(self.stop)
+        carry(self.save, joining)
+        carry(self.start, joining, carry(self.join, joining))
+        carry(self.reattach)
+
+
+def find_unattached(env: Environment, primary: Postgres) -> list[str]:
+    """Find what a killed rejoin left, though its standby streams: the WAL receiver, the archiver, waiting commits.
+
+    Raises:
+        Unreachable: the primary or the service manager does not answer.
+    """
+    found = []
+    if _lacks_receiver(env, primary):
+        found.append(f"the WAL receiver does not stream from {address(primary)}")
+    if _has_archiver(env) and not env.services.state(env.wal.archiver).comes_back:
+        found.append(f"the archiver ({env.wal.archiver}) is stopped")
+    if _is_overridden(primary):
+        found.append("commits wait for no standby: ALTER SYSTEM has overridden synchronous_standby_names")
+    if synchrony(primary).hangs:
+        found.append("commits hang: none of their standbys is connected")
     return found
 
 
-def _starts(env: Environment, joining: Joining, done: Rejoined, *, last: bool) -> bool:
-    """Whether it starts and streams. With `last` there is no other method, and an error is raised."""
-    try:
-        start_services.after(done)(env.services, [joining.node.service])
-    except OpsError:
-        if last:
-            raise
-        return False
-    return wait_for_stream(joining.primary, joining.node.name, STREAM_SECONDS if last else START_SECONDS)
+def _lacks_receiver(env: Environment, primary: Postgres) -> bool:
+    return env.has("wal") and env.wal.service in env.services.names and not streams(primary, env.wal.name)
 
 
-def _try_first(report: Report, permit: Permit, joining: Joining, first: str, method: Method) -> Rejoined | None:
-    """Rejoin by the method `first`; None where it needs a base backup."""
-    if first == "start":
-        return configure(permit, joining.primary, joining.node)
-    if first == "base_backup":
-        return None
-    try:
-        return rewind(permit, joining.primary, joining.node)
-    except CommandFailed as error:
-        if method == "rewind":
-            raise
-        report.warn("pg_rewind", "nothing to do: the run took a base backup instead", value=error.message)
-        return None
+def _has_archiver(env: Environment) -> bool:
+    return env.has("wal") and env.wal.archiver in env.services.names
 
 
-def _copy_after_failure(report: Report, permit: Permit, env: Environment, joining: Joining, method: Method) -> Rejoined:
-    """It does not stream: with `auto` take a base backup, otherwise fail."""
-    node, failure = joining.node, f"{address(joining.node)} does not stream from {address(joining.primary)}"
-    if method != "auto" or joining.method == "base_backup":
-        raise OpsError(failure, f"check the log of {node.service}, then run it again with method=base_backup")
-    report.warn("first method", "nothing to do: the run took a base backup instead", value=failure)
-    stopped = stop_services(env.services, [node.service])
-    done = copy_anew.after(stopped)(permit, joining.primary, node)
-    start_services.after(done)(env.services, [node.service])
-    if not wait_for_stream(joining.primary, node.name, STREAM_SECONDS):
-        raise OpsError(failure, f"check the log of {node.service}, then run it again")
-    return done
-
-
-def _save(report: Report, permit: Permit, joining: Joining) -> None:
-    if not (joining.control and joining.parted_at):
-        return
-    try:
-        saved = save_diverged(permit, joining.node, joining.control.timeline, joining.parted_at)
-    except OpsError as error:
-        report.warn("diverged WAL", error.hint, value=f"not saved: {error.message}")
-        return
-    if saved.kept:
-        report.fact("diverged WAL", f"{saved.files} files with {saved.beyond.commits:,} transactions in {saved.kept}")
-
-
-def wait_for_all(report: Report, permit: Permit, env: Environment, primary: Postgres) -> None:
-    """Start the WAL receiver and the archiver, and let commits wait again for the connected standbys of the
-    configuration."""
-    if env.has("wal") and env.wal.service in env.services.names and not streams(primary, env.wal.name):
-        make_slots(primary, [env.wal.slot])
-        start_receiver(env.services, env.wal.service)
-        judge_receiver(report, primary, env.wal)
-    if env.has("wal") and env.wal.archiver in env.services.names:  # after a full restore it is stopped
-        start_services(env.services, [env.wal.archiver])
+def _is_overridden(primary: Postgres) -> bool:
     with primary.connect() as connection:
-        overridden = bool(execute(connection, _OVERRIDDEN))
-    if overridden:
-        commit_together(primary)
-    if not commits_return(primary, ATTACH_SECONDS):
-        with permitted_by(permit):
-            found = commit_alone.bind(primary)()
-        report.warn(
-            "commits wait for no standby",
-            "connect the missing standbys of synchronous_standby_names, then run this again",
-            value=found.names or "overridden",
-            follow=[Next("check-replication", "see which standby is missing")],
-        )
+        return bool(execute(connection, _OVERRIDDEN))
 
 
 _OVERRIDDEN = """

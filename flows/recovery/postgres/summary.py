@@ -5,7 +5,7 @@ from __future__ import annotations
 from blocks.environment import Environment
 from flows.recovery.postgres.pair import ServerPair
 from flows.recovery.postgres.promotion import Done, Phases
-from flows.recovery.postgres.rejoin import join_there
+from flows.recovery.postgres.rejoin_checks import join_there
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
@@ -45,12 +45,15 @@ def report_promotion(report: Report, pair: ServerPair, done: Done, attested: str
     report.table(
         f"Fence of {fencing.server}, checked last before pg_promote",
         ("what", "holds", "seen"),
-        [(row.what, "proven" if row.holds else unproven, row.seen) for row in (*fencing.rows, done.kept_down)],
+        [(row.what, "proven" if row.holds else unproven, row.seen) for row in (*fencing.rows, done.fenced.kept_down)],
     )
     report.table(
         "Received WAL, all replayed",
         ("where", "directory", "not replayed"),
-        [(source.name, source.directory, source.problem or size(source.beyond.bytes)) for source in done.fed.sources],
+        [
+            (source.name, source.directory, source.problem or size(source.beyond.bytes))
+            for source in done.replayed.fed.sources
+        ],
     )
     report.fact(
         "promoted",
@@ -61,10 +64,10 @@ def report_promotion(report: Report, pair: ServerPair, done: Done, attested: str
 def report_loss(report: Report, pair: ServerPair, done: Done, account: WriteLoss) -> None:
     """Report the loss as the gate measured it before the promotion."""
     _report_ledger(report, pair, account)
-    loss = done.lost.loss
+    loss = done.replayed.lost.loss
     report.loses(loss)
     if loss.is_none:
-        report.fact("acknowledged writes lost", done.lost.evidence)
+        report.fact("acknowledged writes lost", done.replayed.lost.evidence)
         return
     hint = "compare with the application's records of the time before the failure; rejoin-standby saves that WAL"
     if loss.unknown:

@@ -154,7 +154,8 @@ def test_a_plan_breaks_nothing_and_a_wrong_confirm_neither(system: System) -> No
     before = system.untouched()
     report = hold(system, NAME, confirm="")
     assert report.status is Status.PLANNED
-    assert [step.step for step in report.plan_steps] == ["break", "recover", "sabotage a copy"]
+    steps = ["break", "recover", "return to the steady state", "sabotage a copy", "clean up"]
+    assert [step.step for step in report.plan_steps] == steps
     with pytest.raises(OpsError, match="is not the environment's name"):
         hold(system, NAME, confirm="production")
     assert system.untouched() == before

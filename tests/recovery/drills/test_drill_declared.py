@@ -19,10 +19,12 @@ from blocks.config import toml
 from blocks.environment import Environment
 from flows.monitoring import incident
 from flows.recovery.drills.drill import run_drill
+from flows.recovery.drills.scenario import AGAIN
 from flows.recovery.drills.scenarios import declared
 from flows.recovery.drills.scenarios.declared import read_declaration
 from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.files.chain import reports_in
 from runbook.report import Status
 from runbook.wait import until
 from tasks.application.env_file import read_variable
@@ -47,7 +49,13 @@ kind = "{kind}"
 {keys}
 """
 RUN = """
-import sys
+import signal, sys
+from prefect.exceptions import TerminationSignal
+
+def end(number, frame):
+    raise TerminationSignal(number)
+
+signal.signal(signal.SIGTERM, end)
 from flows.recovery.drills.drill import run_drill
 run_drill.fn(sys.argv[1], "declared", sys.argv[2], confirm=sys.argv[1])
 """
@@ -161,6 +169,8 @@ def test_the_fault_is_detected_the_on_call_person_is_paged_and_nothing_is_lost(s
     plan = run_drill.fn(system.name, "declared", "refused")
     assert plan.status is Status.PLANNED, plan.sentence()
     assert [step.detail for step in plan.plan_steps if step.step == "break"][0].startswith("relay http://127.0.0.1:")
+    steps = ["break", "recover", "end the fault", "check for false alarms", "clean up"]
+    assert [step.step for step in plan.plan_steps] == steps
     with pytest.raises(RunbookFailed, match=r"/nowhere is no directory that this worker can write"):
         run_drill.fn(system.name, "declared", "elsewhere")
     with pytest.raises(OpsError, match=r"wrong.toml: detected_by.0 is wrong"):
@@ -224,6 +234,23 @@ def test_every_other_kind_of_fault_is_made_detected_and_ended(
     assert (relay.fault, left) == (None, [])
     assert not any(drop_ins(system).iterdir())
     assert system.healthy()
+
+
+def test_cancelled_while_the_fault_lasts_it_is_healed_at_once_and_the_report_says_what_is_left(
+    system: System, relay: Relay
+) -> None:
+    env = environment(system)
+    variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "drill: struck:cancel"}
+    done = forked.run(["-c", RUN, system.name, "refused"], variables)
+    assert done.returncode, done.stdout
+    assert relay.fault is None
+    newest = json.loads(reports_in(env.reports_directory)[-1].read_text())
+    told = {one["name"]: (one["value"], one["hint"]) for one in newest["findings"]}
+    healed = "the system is healed, and the drill has not ended"
+    assert told["state of the system"] == (healed, AGAIN)
+    plan = run_drill.fn(system.name)
+    assert [step.step for step in plan.plan_steps] == ["heal", "clean up"]
+    assert "half-done drill was ended" in run_drill.fn(system.name, confirm=system.name).outcome
 
 
 @pytest.mark.soak

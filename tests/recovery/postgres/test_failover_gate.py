@@ -13,7 +13,7 @@ import pytest
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point.restore import restore_to_point
 from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
-from flows.recovery.postgres.rejoin import Method
+from flows.recovery.postgres.rejoin_checks import Method
 from flows.recovery.undo_full_restore import undo_full_restore
 from lab.servers.postgres import DATABASE
 from runbook import kinds

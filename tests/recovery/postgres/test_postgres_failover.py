@@ -73,6 +73,22 @@ def test_with_the_standby_the_programs_that_receive_and_ship_wal_start(cluster_t
         cluster.supervisor.stop("archiver")
 
 
+def test_an_archiver_that_does_not_start_leaves_a_standby_that_streams_and_the_report_says_so(
+    cluster_template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archiver = Program("archiver", ("false",), Path("/"), autostart=False)
+    with running_cluster(cluster_template, programs=[archiver]) as cluster:
+        for name, value in cluster.variables.items():
+            monkeypatch.setenv(name, value)
+        cluster.stop("standby")
+        with pytest.raises(RunbookFailed, match="archiver does not start") as caught:
+            rejoin()
+        state = finding(caught.value.report, "state of the system")
+        assert f"{address(cluster, 'standby')} streams from {address(cluster, 'postgres')}" in state
+        assert "no standby yet" not in state
+        assert "standby" in cluster.streaming()
+
+
 def test_a_standby_that_has_not_noticed_the_death_yet_is_waited_for(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.failover.member import ask_member, control_of
 from tests.fixtures import forked
 from tests.fixtures.postgres.clusters import NAME, PROGRAMS, Cluster, Template, running_cluster
+from tests.fixtures.reports import rows
 from tests.recovery.postgres_failovers import fail_over, found, lost, process, rejoin, verify_turned
 
 # Around every irreversible step; `soak` takes all that there are.
@@ -44,7 +47,9 @@ def test_a_planned_one_killed_is_launched_again_and_ends_well(cluster: Cluster, 
     with cluster.writing() as writes:
         writes.wait(20)
         killed("planned", place)
-        fail_over("planned")
+        plan = postgres_failover.fn(NAME)
+        assert "rejoin" in [step.step for step in plan.plan_steps], "it is planned, and carried out"
+        fail_over("planned", **plan.pins)
         writes.wait(20)
     verify_turned(cluster, joined=True)
     assert lost(cluster, "standby", writes) == set()
@@ -182,10 +187,7 @@ def test_a_planned_one_that_is_cancelled_gives_back_the_primary(cluster: Cluster
     """It stopped a primary that took writes."""
     with cluster.writing() as writes:
         writes.wait(20)
-        words = ("postgres-failover", f"environment={NAME}", "mode=planned", f"confirm={NAME}")
-        place = {"OPS_FAILPOINT": "failover: old primary stopped:cancel", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-        done = forked.run(["-m", "flows.launch", *words], {**os.environ, **place})
-        assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+        cancelled("postgres-failover", "mode=planned", place="failover: old primary stopped")
         writes.wait(20)
         assert not cluster.is_standby("postgres")
         assert cluster.is_standby("standby")
@@ -194,3 +196,72 @@ def test_a_planned_one_that_is_cancelled_gives_back_the_primary(cluster: Cluster
         writes.wait(20)
     verify_turned(cluster, joined=True)
     assert lost(cluster, "standby", writes) == set()
+
+
+def test_an_unplanned_one_that_is_cancelled_leaves_the_dead_primary_as_it_was(cluster: Cluster) -> None:
+    """Started again it is the primary, and the report says so."""
+    with cluster.writing() as writes:
+        writes.wait(20)
+        cluster.crash("postgres")
+        cancelled("postgres-failover", "mode=unplanned", place="failover: before feeding")
+        assert not (cluster.root / "reports" / "postgres-failover.json").exists()
+        assert not (cluster.node("postgres").data / "standby.signal").exists()
+        found = ended(cluster)
+        assert "is the primary when it is started" in found["state of the system"]
+        assert found["left behind"] == "nothing"
+        cluster.start("postgres")
+        writes.wait(20)
+        until(lambda: "receiver" in cluster.streaming(), what="the WAL receiver", seconds=120)
+        assert not cluster.is_standby("postgres")
+    assert lost(cluster, "postgres", writes) == set()
+
+
+def test_a_rejoin_that_is_cancelled_before_it_replaces_anything_starts_the_standby_again(cluster: Cluster) -> None:
+    """It ran, and did not stream."""
+    cluster.sql("standby", "ALTER SYSTEM SET primary_conninfo = ''")
+    cluster.sql("standby", "SELECT pg_reload_conf()")
+    until(lambda: "standby" not in cluster.streaming(), what="the end of its stream", seconds=120)
+    cancelled("rejoin-standby", place="after stop_services")
+    assert cluster.supervisor.services()[PROGRAMS["standby"]].running
+    found = ended(cluster)
+    assert "nothing of 127.0.0.1" in found["state of the system"]
+    assert found["left behind"] == "nothing"
+    rejoin()
+    assert "standby" in cluster.streaming()
+
+
+def cancelled(flow: str, *words: str, place: str) -> None:
+    """It is cancelled at that place."""
+    variables = {"OPS_FAILPOINT": f"{place}:cancel", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    given = ("-m", "flows.launch", flow, f"environment={NAME}", f"confirm={NAME}", *words)
+    done = forked.run(list(given), {**os.environ, **variables})
+    assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+
+
+def ended(cluster: Cluster) -> dict[str, str]:
+    """The findings of the newest report."""
+    newest = max((cluster.root / "reports").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {one["name"]: one["value"] for one in json.loads(newest.read_text())["findings"]}
+
+
+@pytest.mark.parametrize("place", ["before commit_together", "after commit_together"])
+def test_a_rejoin_killed_after_it_streams_is_finished_by_the_next_one(cluster: Cluster, place: str) -> None:
+    """Commits waited for no standby meanwhile; the WAL receiver is stopped."""
+    with cluster.writing() as writes:
+        writes.wait(20)
+        cluster.crash("postgres")
+        with cluster.gone(cluster.layout.pgpass):
+            fail_over("unplanned")
+        killed("rejoin", place)
+        cluster.stop("receiver")
+        plan = rejoin_standby.fn(NAME)
+        assert [step.step for step in plan.plan_steps] == ["reattach"]
+        ((unfinished, *_),) = rows(plan, "Unfinished")[:1]
+        assert "the WAL receiver does not stream" in unfinished
+        report = rejoin(**plan.pins)
+        assert "the unfinished steps are done" in report.outcome
+        writes.wait(20)
+    verify_turned(cluster, joined=True)
+    assert cluster.sql("standby", "SHOW synchronous_standby_names") == [("ANY 1 (standby, receiver)",)]
+    assert lost(cluster, "standby", writes) == set()
+    assert "nothing to do" in rejoin().outcome

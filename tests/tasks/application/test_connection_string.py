@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from blocks.places import Application
 from blocks.postgres.server import Postgres
 from runbook.errors import NotConfirmed, OpsError
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act
 from tasks.application.connection_string import SWITCH, Switched, read_target, switch_target
 from tests.fixtures import forked
 
@@ -34,7 +34,7 @@ def at(path: Path, variable: str = "DATABASE_URL") -> Application:
 
 
 def switch(path: Path, variable: str = "DATABASE_URL", to: Postgres = STANDBY) -> Switched:
-    return switch_target.work(Permit("test", (Act(SWITCH, str(path)),)), at(path, variable), to)
+    return switch_target.work(at(path, variable), to)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,13 @@ def test_no_file_is_named() -> None:
         read_target.work(Application())
 
 
-def test_it_needs_a_permit_for_this_very_file(tmp_path: Path) -> None:
+def test_it_is_carried_out_by_a_plan_which_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text("DATABASE_URL=postgresql://db/x\n")
+    action = switch_target.bind(at(path), STANDBY)
+    assert action.acts == (Act(SWITCH, str(path)),)
     with pytest.raises(NotConfirmed):
-        switch_target.work(Permit("test", (Act(SWITCH, str(tmp_path / "other")),)), at(path), STANDBY)
+        action()
     assert path.read_text() == "DATABASE_URL=postgresql://db/x\n"
 
 

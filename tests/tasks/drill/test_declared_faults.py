@@ -20,10 +20,13 @@ from blocks.environment import Environment
 from blocks.services.service import DockerServices
 from blocks.services.supervisor import SupervisorServices
 from blocks.services.systemd import SystemdServices
+from runbook.change import Change, carrying_out
+from runbook.current import use_report
 from runbook.errors import NotConfirmed, OpsError
-from runbook.guard.permit import Act, Permit
+from runbook.guard.effect import Effect
+from runbook.report import Report
 from tasks.faults.declared import FILLING, DeclaredFault, heal_declared, read_obstacle, strike_declared
-from tasks.faults.disposable import BREAK
+from tasks.faults.disposable import BREAK, Fault
 from tasks.faults.relay import Relay
 from tests.fixtures.servers import free_port
 
@@ -32,8 +35,13 @@ def disposable(name: str = "trial", *, disposable: bool = True) -> Environment:
     return Environment(name=name, disposable=disposable, rpo_seconds=1, rto_seconds=1)
 
 
-def permit(env: Environment, fault: DeclaredFault) -> Permit:
-    return Permit(env.name, (Act(BREAK, fault.target(env)),))
+def struck(env: Environment, fault: DeclaredFault, planned: DeclaredFault | None = None) -> Fault:
+    """A fault that a plan has, or that another one smuggles in."""
+    report, action = Report("DR drill", env.name, env.name), strike_declared.bind(env, fault)
+    by = strike_declared.bind(env, planned) if planned else action
+    breaking = Change(lambda: action(), BREAK, fault.text, by=[by])
+    with use_report(report), carrying_out(report, breaking, effect=Effect("it fails", "")) as carry:
+        return carry(breaking)
 
 
 @pytest.fixture
@@ -80,19 +88,21 @@ def test_a_relay_slows_hangs_and_refuses_and_is_ended(echo: int) -> None:
         with socket.create_connection(listen) as one:
             assert asked(one) < 60
             assert read_obstacle(env, slow) == ""
-            with pytest.raises(NotConfirmed):
-                strike_declared(Permit("trial", (Act(BREAK, "something else"),)), env, slow)
+            with pytest.raises(NotConfirmed, match="is not in this run's permit"):
+                struck(env, slow, planned=slow.model_copy(update={"control": "http://127.0.0.1:1"}))
+            with pytest.raises(NotConfirmed, match="is not carried out by a plan"):
+                strike_declared.bind(env, slow)()
             assert relay.fault is None
-            assert strike_declared(permit(env, slow), env, slow).what == f"latency (0.3 s) at the relay {url}"
+            assert struck(env, slow).what == f"latency (0.3 s) at the relay {url}"
             assert read_obstacle(env, slow) == "the relay has a fault already: latency"
             assert asked(one) >= 0.6, "both ways"
             heal_declared(env, slow)
-            strike_declared(permit(env, hung), env, hung)
+            struck(env, hung)
             with pytest.raises(TimeoutError):
                 asked(one, 0.2)
             heal_declared(env, hung)
             assert one.recv(1024) == b"ping", "late, and not lost"
-            strike_declared(permit(env, refused), env, refused)
+            struck(env, refused)
             with pytest.raises(ConnectionError):
                 socket.create_connection(listen)
             one.settimeout(60)
@@ -120,7 +130,7 @@ def test_what_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     full = DeclaredFault(kind="full_disk", directory=str(tmp_path))
     assert "is not a mount point" in read_obstacle(env, full)
     with pytest.raises(OpsError, match="is not a mount point"):
-        strike_declared(permit(env, full), env, full)
+        struck(env, full)
     assert list(tmp_path.iterdir()) == []
     assert "proxy is not set" in read_obstacle(env, DeclaredFault(kind="provider"))
     production = disposable("production", disposable=False)
@@ -146,7 +156,7 @@ def test_a_small_file_system_is_filled_and_emptied(tmp_path: Path) -> None:
         (tmp_path / "own").write_bytes(b"x" * 1000)
         env, full = disposable(), DeclaredFault(kind="full_disk", directory=str(tmp_path), leave_bytes=65536)
         assert read_obstacle(env, full) == ""
-        strike_declared(permit(env, full), env, full)
+        struck(env, full)
         assert shutil.disk_usage(tmp_path).free <= 65536
         with pytest.raises(OSError, match="No space left"):
             (tmp_path / "more").write_bytes(b"x" * 200_000)

@@ -7,11 +7,11 @@ from flows.infrastructure.images.deployment import deploy_application
 from flows.recovery.drills import control, detection
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets
 from runbook.errors import OpsError
-from runbook.guard.permit import Act
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.application.worktree import git, sweep
-from tasks.faults.disposable import BREAK, Fault
-from tasks.faults.release import break_release, release_of, spoiled_branch
+from tasks.faults.disposable import Fault
+from tasks.faults.release import break_release, spoiled_branch
 from tasks.releases.release import Release, find_differences, find_release, read_live
 
 # For the sabotaged release, which never becomes healthy: the runbook must go back after this time.
@@ -33,9 +33,9 @@ class BadRelease(Scenario):
         """The environment's RTO; no data is touched."""
         return Targets(env.rto_seconds, 0.0, 0)
 
-    def acts(self, env: Environment) -> list[Act]:
-        """The release."""
-        return [Act(BREAK, release_of(env))]
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return what copies a release over the live one."""
+        return break_release.bind(env)
 
     def judge(self, report: Report, env: Environment) -> None:
         """The live files are those of a commit: there is a release to go back to."""
@@ -50,14 +50,14 @@ class BadRelease(Scenario):
             "steady state: release", not problem, hint, value=problem or live.commit, expected="as committed"
         )
 
-    def strike(self, drill: Drill) -> Fault:
+    def strike(self, drill: Drill, fault: Bound[..., Fault]) -> Fault:
         """Copy a commit with a defect over the live files."""
         application = drill.env.application
         good = find_release(application, read_live(application).commit)
         branch = f"drill/{drill.directory.name}"
         drill.note(good=good.commit, version=read_live(application).version, branch=branch)
         bad = spoiled_branch(good, application.source, branch)
-        return break_release(drill.permit, drill.env, find_release(application, bad))
+        return fault(find_release(application, bad))
 
     def decide(self, drill: Drill) -> None:
         """Find the live commit and the previous one; then the plan of going back."""
@@ -93,9 +93,6 @@ class BadRelease(Scenario):
             value=", ".join(changed[:3]) or "every file as committed",
         )
         detection.require_expectations(drill)
-
-    def settle(self, drill: Drill) -> None:
-        """Nothing else was changed."""
 
     def control(self, drill: Drill) -> list[Refusal]:
         """The runbook deploys the bad release, and must go back; and a commit without the release's files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, no
 from flows.recovery.point.restore import restore_to_point
 from flows.recovery.postgres.failover import rejoin_standby
 from runbook.errors import OpsError
-from runbook.guard.permit import Act
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.drill.sabotage import alter_segment, copy_of, remove_segment
 from tasks.failover.promotion import streams
 from tasks.faults.corruption import Fingerprint, corruption_of, read_fingerprint, rewrite_rows
-from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.disposable import Fault
 from tasks.host.services import start_services
 from tasks.postgres.tables.rewriters import find_rewriter
 from tasks.wal.format.names import Segment, lsn_of
@@ -46,9 +46,9 @@ class DataCorruption(Scenario):
         """The environment's RTO, and no lost write from before the bug."""
         return Targets(env.rto_seconds, 0.0, 0)
 
-    def acts(self, env: Environment) -> list[Act]:
-        """The rows of a table."""
-        return [Act(BREAK, corruption_of(env).table)]
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return what rewrites the rows of a table."""
+        return rewrite_rows.bind(env)
 
     def judge(self, report: Report, env: Environment) -> None:
         """Only the expectations notice this fault; the negative control spoils a copy of the archive."""
@@ -62,12 +62,12 @@ class DataCorruption(Scenario):
         hint = "run the drill where it is a directory, and start the archiver: the negative control sabotages a copy"
         report.require("steady state: WAL archive", Path(where).is_dir(), hint, value=where)
 
-    def strike(self, drill: Drill) -> Fault:
+    def strike(self, drill: Drill, fault: Bound[..., Fault]) -> Fault:
         """One transaction. Its number and the rows' fingerprint are recorded first, for a run that has to heal."""
         env, before = drill.env, now() - OLDER
         known = read_fingerprint(env.postgres, env.postgres.database, corruption_of(env), before)
         drill.note(before=before.isoformat(), fingerprint=str(known))
-        return rewrite_rows(drill.permit, env, lambda xid: drill.note(xid=str(xid)))
+        return fault(lambda xid: drill.note(xid=str(xid)))
 
     def decide(self, drill: Drill) -> None:
         """Find the transaction by the rows of the table that the sensor names; then the recovery's plan."""
@@ -116,6 +116,10 @@ class DataCorruption(Scenario):
         )
         detection.require_expectations(drill)
         drill.done["integrity"] = f"{found}{detection.expectations_text(env)}"
+
+    def settled_by(self, env: Environment) -> Sequence[str]:
+        """Return the backup, and before it the standby where there is one."""
+        return ("rejoin-standby", "backup-cluster") if env.has("standby") else ("backup-cluster",)
 
     def settle(self, drill: Drill) -> None:
         """A standby of the new timeline, and a base backup of it."""

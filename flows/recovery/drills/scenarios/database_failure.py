@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from blocks.environment import START_ORDER, Environment
 from blocks.postgres.server import Postgres, execute
@@ -12,12 +13,12 @@ from flows.recovery.drills import control, detection
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets
 from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Act
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.drill.foreign import foreign_standby, sweep_foreign
 from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import streams
-from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.disposable import Fault
 from tasks.faults.server import destroy_server, finish_destroying
 from tasks.host.services import read_services
 from tasks.postgres.replication.synchronous import address, read_synchrony
@@ -42,9 +43,9 @@ class DatabaseFailure(Scenario):
         """1 hour, and no lost write."""
         return Targets(RTO_SECONDS, 0.0, 0)
 
-    def acts(self, env: Environment) -> list[Act]:
-        """The current primary."""
-        return [Act(BREAK, address(env.postgres))]
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return what kills the primary's processes and deletes its data directory."""
+        return destroy_server.bind(env, env.postgres)
 
     def judge(self, report: Report, env: Environment) -> None:
         """Only synchronous replication can promise RPO 0."""
@@ -61,10 +62,6 @@ class DatabaseFailure(Scenario):
             "set synchronous_standby_names: without it a failover loses writes that the standby has not received",
             value=found.names or "asynchronous",
         )
-
-    def strike(self, drill: Drill) -> Fault:
-        """Kill its processes and delete its data directory."""
-        return destroy_server(drill.permit, drill.env, drill.env.postgres)
 
     def decide(self, drill: Drill) -> None:
         """The failover's plan. `fence`: the supervisor keeps trying to start the lost server."""
@@ -87,6 +84,10 @@ class DatabaseFailure(Scenario):
             "start them, and check their logs",
             value=", ".join(stopped) or "every service runs",
         )
+
+    def settled_by(self, env: Environment) -> Sequence[str]:
+        """Return the standby's runbook, then the backup's."""
+        return ("rejoin-standby", "backup-cluster")
 
     def settle(self, drill: Drill) -> None:
         """The lost server becomes a standby; the new timeline gets a base backup."""
@@ -115,8 +116,8 @@ class DatabaseFailure(Scenario):
         env = drill.env
         for node in env.nodes():
             sweep_foreign(node)
-            if address(node) in drill.half_done.notes["breaks"].split(" | "):
-                finish_destroying(drill.permit, env, node)
+        for complete in self.completing(env, drill.half_done.broken):
+            complete()
         env.forget_roles()
         if detection.database(env, drill.directory) or FailoverMarker.find(env.reports_directory):
             drill.run(postgres_failover, mode="unplanned", fence=True, confirm=env.name)
@@ -125,6 +126,10 @@ class DatabaseFailure(Scenario):
             _resume(next(node for node in env.nodes() if address(node) == paused))
         if not streams(env.postgres, env.standby.name):
             drill.run(rejoin_standby, confirm=env.name)
+
+    def completing(self, env: Environment, broken: Sequence[str]) -> Sequence[Bound[[], Any]]:
+        """Return what ends the processes and deletes the files of the lost server."""
+        return [finish_destroying.bind(env, node) for node in env.nodes() if address(node) in broken]
 
 
 def _planned(standby: Postgres) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,14 @@ from flows.recovery.drills.detection import Sensor, exceeded
 from flows.recovery.drills.record import UnfinishedDrill
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, now
 from runbook import metrics
+from runbook.change import Change
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
+from runbook.kinds import Bound
 from runbook.report import Report
 from runbook.wait import until
 from tasks.faults.declared import DeclaredFault, heal_declared, read_obstacle, strike_declared, strike_without_effect
-from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.disposable import Fault
 from tasks.host.clocks import read_service_skews
 from tasks.logs.reading.access import read_ai_calls
 
@@ -153,9 +156,9 @@ class Declared(Scenario):
         """As declared."""
         return Targets(self.declaration.rto_seconds, env.rpo_seconds, self.declaration.lost_writes)
 
-    def acts(self, env: Environment) -> list[Act]:
-        """The fault."""
-        return [Act(BREAK, self.declared_fault.target(env))]
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return what makes the declared fault."""
+        return strike_declared.bind(env, self.declared_fault)
 
     def judge(self, report: Report, env: Environment) -> None:
         """The fault can be made here, and its sensors report no problem."""
@@ -174,10 +177,6 @@ class Declared(Scenario):
                 "fix this first: a drill starts only in a healthy system",
                 value=problem or "within its limit",
             )
-
-    def strike(self, drill: Drill) -> Fault:
-        """Make the declared fault."""
-        return strike_declared(drill.permit, drill.env, self.declared_fault)
 
     def decide(self, drill: Drill) -> None:
         """The plan of the declared runbook."""
@@ -221,16 +220,13 @@ class Declared(Scenario):
                 "check the application: the fault has a lasting effect",
             ) from None
 
-    def settle(self, drill: Drill) -> None:
-        """Nothing else was changed."""
-
     def control(self, drill: Drill) -> list[Refusal]:
         """The sensors must notice the effect, not the fault: neither the ended fault nor a fault without an effect may
         raise an alarm."""
         env, found = drill.env, list[Refusal]()
         found.append(Refusal("the fault has ended", "the monitoring", self._silence(drill)))
         try:
-            if strike_without_effect(drill.permit, env, self.declared_fault):
+            if self._striking_without_effect(env)():
                 found.append(Refusal("a fault without an effect", "the monitoring", self._silence(drill)))
         finally:
             heal_declared(env, self.declared_fault)
@@ -239,6 +235,23 @@ class Declared(Scenario):
     def heal(self, drill: Drill) -> None:
         """End the fault."""
         heal_declared(drill.env, self.declared_fault)
+
+    def recovering(self, drill: Drill) -> Change[[], None]:
+        """Plan the declared runbook, and the end of the fault."""
+        end = PlannedStep("end the fault", self.declared_fault.text)
+        return replace(super().recovering(drill), more=[end])
+
+    def controlling(self, drill: Drill) -> Change[[], list[Refusal]]:
+        """Plan to check for false alarms: no runbook reads a copy here."""
+        return replace(
+            super().controlling(drill),
+            step="check for false alarms",
+            detail="neither the ended fault nor one without an effect may raise an alarm",
+            by=[self._striking_without_effect(drill.env)],
+        )
+
+    def _striking_without_effect(self, env: Environment) -> Bound[[], bool]:
+        return strike_without_effect.bind(env, self.declared_fault)
 
     def _declared_sensors(self) -> dict[str, Sensor]:
         own = {**detection.SENSORS, **MORE}

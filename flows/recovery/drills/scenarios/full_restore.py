@@ -9,12 +9,12 @@ from flows.recovery.drills import control, detection
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets
 from flows.recovery.full_restore import full_restore
 from flows.store import store_for
-from runbook.guard.permit import Act
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.backups.catalogue import find_backup
 from tasks.drill.sabotage import alter_row, copy_of, cut, flip
-from tasks.faults.disposable import BREAK, Fault
-from tasks.faults.everything import everything, lose_everything
+from tasks.faults.disposable import Fault
+from tasks.faults.everything import lose_everything
 
 
 class FullRestore(Scenario):
@@ -32,9 +32,9 @@ class FullRestore(Scenario):
         """The environment's RTO and RPO (§8.1)."""
         return Targets(env.rto_seconds, env.rpo_seconds)
 
-    def acts(self, env: Environment) -> list[Act]:
-        """Database, Redis and files."""
-        return [Act(BREAK, everything(env))]
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return what deletes database, Redis and files."""
+        return lose_everything.bind(env)
 
     def judge(self, report: Report, env: Environment) -> None:
         """The negative control sabotages copies of the newest dump."""
@@ -45,10 +45,6 @@ class FullRestore(Scenario):
             "run the drill where it is a directory and not encrypted: the negative control sabotages a copy",
             value=f"{where}{', encrypted' if backups.recipients else ''}",
         )
-
-    def strike(self, drill: Drill) -> Fault:
-        """Lose all three."""
-        return lose_everything(drill.permit, drill.env)
 
     def decide(self, drill: Drill) -> None:
         """The restore's plan."""
@@ -74,9 +70,6 @@ class FullRestore(Scenario):
     def verify(self, drill: Drill) -> None:
         """Every function works: the live data satisfies the expectations."""
         detection.require_expectations(drill)
-
-    def settle(self, drill: Drill) -> None:
-        """Nothing: the standby has followed."""
 
     def control(self, drill: Drill) -> list[Refusal]:
         """Copies of the dump: cut, a byte changed, and a row changed with right checksums. The last one goes to the

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from blocks.environment import START_ORDER, Environment
 from blocks.postgres.server import Postgres
@@ -17,9 +19,11 @@ from flows.recovery.postgres.failover import rejoin_standby
 from flows.recovery.region.failover import region_failover
 from flows.redis.persistence import backup_redis
 from flows.store import store_for
+from runbook.change import Change
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.guard.permit import Act
+from runbook.guard.permit import PlannedStep
+from runbook.kinds import Bound
 from runbook.report import Report
 from tasks.application.endpoint import read_endpoint
 from tasks.application.health import wait_healthy
@@ -27,8 +31,8 @@ from tasks.backups.catalogue import open_all
 from tasks.drill.sabotage import copy_of, flip
 from tasks.failover.fencing import DRILL
 from tasks.failover.promotion import streams
-from tasks.faults.disposable import BREAK, Fault
-from tasks.faults.region import empty_region, lose_region, region
+from tasks.faults.disposable import Fault
+from tasks.faults.region import empty_region, lose_region
 from tasks.host.services import read_services, start_services, stop_services
 
 RTO_SECONDS, RPO_SECONDS = 4 * 3600.0, 3600.0
@@ -52,9 +56,9 @@ class RegionOutage(Scenario):
         """4 hours, and an hour of data."""
         return Targets(RTO_SECONDS, RPO_SECONDS)
 
-    def acts(self, env: Environment) -> list[Act]:
-        """Every process of the region."""
-        return [Act(BREAK, region(env))]
+    def fault(self, env: Environment) -> Bound[..., Fault]:
+        """Return what kills every process of the region at once."""
+        return lose_region.bind(env)
 
     def judge(self, report: Report, env: Environment) -> None:
         """The other region is empty and has replicated backups; users are sent to this one."""
@@ -92,10 +96,6 @@ class RegionOutage(Scenario):
     def servers(self, env: Environment) -> list[Postgres]:
         """Of both regions."""
         return [*env.nodes(), *_other(env).nodes()]
-
-    def strike(self, drill: Drill) -> Fault:
-        """Kill every process of the region at once."""
-        return lose_region(drill.permit, drill.env)
 
     def decide(self, drill: Drill) -> None:
         """The failover's plan."""
@@ -140,6 +140,12 @@ class RegionOutage(Scenario):
             expected=other.application.url,
         )
 
+    def settled_by(self, env: Environment) -> Sequence[str]:
+        """Return the backups of the other region, the way back, and what completes this region."""
+        there = ("backup-cluster", "backup-redis", "backup-files", "replicate-backups")
+        standby = ("rejoin-standby",) if env.has("standby") else ()
+        return (*there, "region-failover", *standby, "backup-cluster", "replicate-backups")
+
     def settle(self, drill: Drill) -> None:
         """The first region is available again: users and their writes go back to it."""
         self._send_back(drill)
@@ -160,14 +166,19 @@ class RegionOutage(Scenario):
         )
         control.require_accepted(derived, region_failover, source=other.name)
         refused = control.try_sabotaged(derived, region_failover, flip(copy), source=other.name)
-        empty_region(drill.permit, env, other)
+        self._emptying(env)()
         return [refused]
+
+    def controlling(self, drill: Drill) -> Change[[], list[Refusal]]:
+        """Plan to delete what the drill leaves in the other region, too."""
+        empty = PlannedStep("empty the other region", f"stop the services of {_other(drill.env).name}, delete its data")
+        return replace(super().controlling(drill), more=[empty], by=[self._emptying(drill.env)])
 
     def heal(self, drill: Drill) -> None:
         """Complete a half-done fault; then back from the region to which users are sent."""
         env, other = drill.env, _other(drill.env)
         if drill.half_done.notes.get("step") == "the fault":
-            lose_region(drill.permit, env)
+            lose_region.bind(env)()
         if self.live(env).name == other.name:
             _start(other, [role for role in _all(other) if role != other.standby.service])
             self._send_back(drill)
@@ -176,7 +187,14 @@ class RegionOutage(Scenario):
             env.forget_roles()
             wait_healthy(env.application, seconds=HEALTH_SECONDS)
         self._rejoin(drill)
-        empty_region(drill.permit, env, other)
+        self._emptying(env)()
+
+    def completing(self, env: Environment, broken: Sequence[str]) -> Sequence[Bound[[], Any]]:
+        """Return what kills the rest of this region, and what empties the other one."""
+        return [lose_region.bind(env), self._emptying(env)]
+
+    def _emptying(self, env: Environment) -> Bound[[], list[str]]:
+        return empty_region.bind(env, _other(env))
 
     def _fail_over(self, drill: Drill, confirm: str) -> Report:
         other = _other(drill.env).name
