@@ -179,7 +179,7 @@ def find_target(
     if before == NONE:
         return WalTarget(latest)
     if not files:  # nothing was written since the base backup: rows that are missing were missing then
-        _require_database(env, origin, created=0)
+        _require_database(env, origin, is_created=False)
         if end and end.oid and not end.invalid and (rest := [*end.emptied.empty, *_missing(report, tables, end)]):
             _warn_empty(report, origin, tables, rest)
         return WalTarget(latest)
@@ -188,7 +188,7 @@ def find_target(
     oids = {end.oid} if end and end.oid else set[int]()
     newest = found.newest.lsn if found.newest else 0
     definitions = read_definitions(env.postgres, files, oids, origin.content.stop, newest)
-    _require_database(env, origin, definitions.databases.created)
+    _require_database(env, origin, is_created=bool(definitions.databases.created))
     if end is None:
         _show_drops(report, definitions)
         return WalTarget(latest)
@@ -206,9 +206,9 @@ def find_target(
     return WalTarget(latest)
 
 
-def _require_database(env: Environment, origin: PointOrigin, created: int) -> None:
+def _require_database(env: Environment, origin: PointOrigin, *, is_created: bool) -> None:
     """Refuse a base backup that was taken while the database did not exist, unless the WAL creates one."""
-    if not origin.content.has_database and not created:
+    if not origin.content.has_database and not is_created:
         raise VerificationFailed(
             f"neither {origin.backup.name} nor the WAL after it has the database {env.postgres.database}",
             "restore from an older base backup (backup=…), or from a dump",

@@ -113,10 +113,13 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
             services.swapped.append("cluster")
         _judge(report, env, found)
         undo = ClusterUndo.plan(report, env, services, found, planned)
-        pins = [partial(pin_database, postgres=env.postgres, replaced=True, up=state == "up")]
+
+        def pin(report: Report) -> None:
+            pin_database(report, env.postgres, replaced=True, up=state == "up")
+
         what = f"PostgreSQL is again the cluster of timeline {found.history.number} ({found.path.name})"
         effect = Effect(what, Next(FLOW), (planned, *found.lost_databases), undo.seconds_down)
-        with carrying_out(report, *undo.lines, effect=effect, pins=pins) as carry:
+        with carrying_out(report, *undo.lines, effect=effect, pins=[pin]) as carry:
             undo.carry_out(carry)
         _report_follow_up(report, env, services, found)
     return report

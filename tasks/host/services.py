@@ -133,6 +133,8 @@ def start_again(services: Services, roles: Sequence[str]) -> StartedAgain:
             try:
                 attempt(services, role)
             except OpsError as error:
+                if attempt is start_one and _comes_back(services, role):
+                    continue  # a WAL receiver ends until its server, which was started before it, answers
                 problems[role] = f"{error.message}; {error.hint}" if error.hint else error.message
     running = tuple(role for role in roles if role not in problems)
     logger().info("started again: %s", ", ".join(running) or "none")
@@ -149,6 +151,12 @@ def started_if_cancelled(services: Services, roles: Sequence[str]) -> Iterator[N
     except BaseException:
         start_again(services, roles)
         raise
+
+
+def _comes_back(services: Services, role: str) -> bool:
+    with contextlib.suppress(OpsError):
+        return services.state(role).comes_back
+    return False
 
 
 def _require_running(services: Services, role: str) -> None:

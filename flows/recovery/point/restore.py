@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -104,7 +103,10 @@ def restore_to_point(
         origin = choice.choose_origin(report, env, wanted, backup, timeline, source, acknowledged=acknowledged)
         report.pin("backup", origin.backup.name)
         report.pin("timeline", origin.chain.timeline.number)
-        pins = [partial(pin_database, postgres=env.postgres, replaced=True)]
+
+        def pin(report: Report) -> None:
+            pin_database(report, env.postgres, replaced=True)
+
         judge_version(report, env, origin.backup)
         judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
         report.fail_if_critical()
@@ -113,12 +115,13 @@ def restore_to_point(
         found = point_target.find_in_wal(env, origin, wanted, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
+        point_target.judge_database(report, env, origin, found, root / "wal")
         copy = ClusterCopy(env.postgres.database, origin, stop, found.commits)
         build.judge_tablespaces(report, env, origin, stop, root / "wal", "swap" if mode == "swap" else "dump")
         if mode == "swap":
             replacement = ClusterReplacement.plan(report, env, instance, copy, found, wanted, source)
             effect = _effect(env, copy, found, by, replacement.seconds_down)
-            with carrying_out(report, *replacement.lines, effect=effect, pins=pins) as carry:
+            with carrying_out(report, *replacement.lines, effect=effect, pins=[pin]) as carry:
                 replacement.carry_out(carry)
         else:
             judge_live(report, env, tables)
@@ -126,7 +129,7 @@ def restore_to_point(
             unlogged.judge_named(report, env, tables)
             restore = TablesRestore.plan(report, env, instance, copy, found, tables)
             effect = _effect_on_tables(copy, by, tables)
-            with carrying_out(report, *restore.lines, effect=effect, pins=[*pins, restore.pin]) as carry:
+            with carrying_out(report, *restore.lines, effect=effect, pins=[pin, restore.pin]) as carry:
                 restore.carry_out(carry)
     return report
 

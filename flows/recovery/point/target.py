@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,14 +13,16 @@ from flows.recovery.point.choice import PointOrigin, full_xid
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.report import Report, Status
+from tasks.cluster.catalog import databases_in
 from tasks.cluster.content import cluster_in
 from tasks.cluster.target import RecoveryTarget, Stop, find_stop, find_stop_at
+from tasks.host.disk import is_here
 from tasks.stores.directory import told
 from tasks.wal.archive.continuity import Link
 from tasks.wal.format.names import lsn_text
 from tasks.wal.format.pages import Files
 from tasks.wal.reading.decode import Behind, Reader, copies_of
-from tasks.wal.reading.destruction import MARKS_SINCE, begin_of_drop
+from tasks.wal.reading.destruction import MARKS_SINCE, begin_of_drop, read_definitions
 from tasks.wal.reading.waldump import Commit, PreparedTransactions
 
 PREPARED = "prepared transactions at the target"
@@ -169,6 +173,28 @@ def judge_target(report: Report, origin: PointOrigin, target: RecoveryTarget, fo
     _report_stop(report, target, found, stop)
     report_prepared(report, found, stop)
     return stop
+
+
+def judge_database(report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, wal: Path) -> None:
+    """Judge whether the application's database exists at the target: the WAL before it may drop it. WAL has OIDs only;
+    the data directory knows which databases had its name."""
+    named = set[int]()
+    if is_here(env.postgres.host):
+        with contextlib.suppress(OSError, ValueError, struct.error):
+            named = databases_in(Path(env.postgres.data_directory), env.postgres.database)
+    assert found.stop
+    drops = [one for one in found.commits if one.dropped in named and one.lsn < found.stop.lsn]
+    if not drops:
+        return
+    files = [(link.segment, wal / link.segment.name) for link in found.links]
+    created = read_definitions(env.postgres, files, (), origin.content.stop, drops[-1].lsn).databases.created
+    report.require(
+        "application's database at the target",
+        any(drops[-1].lsn < one < found.stop.lsn for one in created),
+        f"choose a target before it (by=before_transaction target={drops[-1].xid}), or one after it was restored",
+        value=f"{env.postgres.database} was dropped by {drops[-1].text}",
+        expected="it exists",
+    )
 
 
 def _report_stop(report: Report, target: RecoveryTarget, found: FoundTarget, stop: Stop) -> None:

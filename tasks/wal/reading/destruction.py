@@ -71,11 +71,11 @@ class Destruction:
 
 @dataclass
 class DroppedDatabases:
-    """The databases that committed transactions dropped, in the order of WAL; `created`: the LSN of the newest CREATE
+    """The databases that committed transactions dropped, in the order of WAL; `created`: the LSN of each CREATE
     DATABASE."""
 
     found: list[Destruction] = field(default_factory=list)
-    created: int = 0
+    created: list[int] = field(default_factory=list)
     _open: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
 
     def watch(self, lines: Iterable[str]) -> Iterator[str]:
@@ -92,7 +92,7 @@ class DroppedDatabases:
         if "rmgr: Database" in line and (dropped := _DROP.match(text)):
             self._open.setdefault(xid, (lsn, []))[1].extend(map(int, _DIRECTORY.findall(dropped[1])))
         elif "rmgr: Database" in line:
-            self.created = lsn
+            self.created.append(lsn)
         elif (end := parse_end(xid, lsn, text)) and end.xid in self._open:
             at, oids = self._open.pop(end.xid)
             self.found += [Destruction("DROP DATABASE", end, at, oid) for oid in dict.fromkeys(oids) if end.committed]

@@ -326,4 +326,4 @@ def test_a_drop_counts_only_if_it_was_committed() -> None:
     read = DroppedDatabases()
     assert list(read.watch(lines)) == lines
     (only,) = read.found
-    assert (only.end.xid, only.begin, only.database, read.created) == (9, 0x400, 16384, 0x300)
+    assert (only.end.xid, only.begin, only.database, read.created) == (9, 0x400, 16384, [0x300])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,3 +183,20 @@ def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, re
     assert findings(done)["databases of the copy"] == ""
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
     assert admin(cluster, "SELECT to_regclass('elsewhere') IS NOT NULL") == [(True,)], "another database"
+
+
+def test_a_target_without_the_database_is_refused_by_the_plan(cluster: Cluster) -> None:
+    """It was dropped before the target and restored after it: the plan was green, and the run refused its copy."""
+    with written(cluster, owned_by_postgres=False):
+        pass
+    drop(cluster)
+    ((lsn,),) = admin(cluster, "SELECT pg_current_wal_flush_lsn()")
+    admin(cluster, f"CREATE DATABASE {DATABASE}")
+    admin(cluster, "CREATE TABLE after_it ()")
+    with pytest.raises(RunbookFailed, match="application's database at the target") as refused:
+        restore_to_point.fn(NAME, by="lsn", target=str(lsn))
+    assert re.search(r"by=before_transaction target=\d+\), or one after it was restored", str(refused.value))
+    ((after,),) = admin(cluster, "SELECT pg_current_wal_flush_lsn()")
+    admin(cluster, "CREATE TABLE later ()")
+    plan = restore_to_point.fn(NAME, by="lsn", target=str(after))
+    assert findings(plan)["application's database at the target"].startswith(f"{DATABASE} was dropped by transaction")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -135,6 +136,46 @@ def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped
     cluster.sql("postgres", "INSERT INTO accounts VALUES (103, 103)")  # returns: the receiver confirms
     (kept,) = cluster.node("postgres").data.parent.glob("data.superseded_*")
     assert (kept / "PG_VERSION").exists()
+
+
+@pytest.mark.parametrize(("by", "stops_behind"), [("latest", "build the copy"), ("transaction", "start the copy")])
+def test_the_log_has_the_lines_of_the_plan_in_order(
+    cluster: Cluster, by: str, stops_behind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the newest point the services stop while the copy is built; otherwise when it is proven."""
+    accounts(cluster)
+    xid = transaction(cluster, "INSERT INTO accounts VALUES (101, 101)")
+    target = str(xid) if by == "transaction" else ""
+    planned = [(step.step, step.detail) for step in restore_to_point.fn(NAME, by=by, target=target).plan_steps]
+    caplog.set_level(logging.INFO, logger="ops")
+    report = restore_to_point.fn(NAME, by=by, target=target, confirm=NAME)
+    assert [(step.step, step.detail) for step in report.plan_steps] == planned
+    logged = [line for line in caplog.messages if line.startswith("Step ")]
+    begun = [line for line in logged if ": done in " not in line and ": skipped: " not in line]
+    names = [f"Step {number}/{len(planned)}: {step}" for number, (step, _) in enumerate(planned, 1)]
+    override = next(name for name in names if name.endswith("continue without a standby"))
+    assert f"{override}: skipped: enough standbys are connected" in logged
+    assert [": ".join(line.split(": ")[:2]) for line in begun] == [name for name in names if name != override]
+    steps = [step for step, _ in planned]
+    assert steps[steps.index("stop services") - 1] == stops_behind
+
+
+def test_a_copy_that_cannot_become_live_leaves_every_service_running(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stopped is put back before anything is replaced; behind the swap nothing is."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OpsError("more is lost", "plan again")
+
+    accounts(cluster)
+    monkeypatch.setattr("flows.recovery.gate.require_confirmed", refuse)
+    with pytest.raises(OpsError, match="more is lost") as caught:
+        restore_to_point.fn(NAME, by="latest", confirm=NAME)
+    assert "nothing live was touched" in str(caught.value)
+    assert cluster.sql("postgres", "SELECT count(*) FROM accounts") == [(100,)]
+    until(lambda: "receiver" in cluster.streaming(), what="the receiver", seconds=60)
+    assert not list(cluster.node("postgres").data.parent.glob("data.superseded_*"))
 
 
 def test_the_archive_goes_on_over_the_swap_and_the_old_timeline_can_still_be_reached(cluster: Cluster) -> None:
