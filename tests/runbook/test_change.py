@@ -365,6 +365,24 @@ def test_a_line_is_carried_out_beside_others(caplog: pytest.LogCaptureFixture) -
     assert [line for line in caplog.messages if line.startswith("Step 1/2: build: done")]
 
 
+def test_an_attempt_that_failed_ends_before_other_lines_take_its_place() -> None:
+    """What it stopped runs again, once, and nothing that it began is still at work."""
+    go_on = threading.Event()
+
+    def start() -> None:
+        done.append("a started again")
+        go_on.set()
+
+    stopping = replace(STOPPING, reverse=start)
+    with running() as report, carrying_out(report, BUILDING, stopping, effect=EFFECT) as carry:
+        carry.begin(BUILDING, go_on)
+        carry(stopping)
+        carry.abandon()
+        assert done == ["a stopped", "a started again", "c built"]
+        carry.instead(LOOKING, why="c does not stand")
+        carry(LOOKING)
+
+
 def test_nobody_forgets_a_line_that_runs() -> None:
     with running() as report, pytest.raises(Miscarried, match="nobody waited for build"):
         begin_building(report)
