@@ -70,7 +70,7 @@ def runbook(
     `changes` takes the environment's lock before anything is judged (a scheduled run waits for it, and for the
     locks of what it changes); maintenance with a `confirm` is refused while the environment is contained. A plan takes
     no lock; `without_confirm` names the flows whose plan needs it. `confirm` is None where the flow has none. A run
-    with an empty `confirm` that reaches `report.permit(...)` leaves the block there, PLANNED; so does one that
+    with an empty `confirm` that reaches `carrying_out(...)` leaves the block there, PLANNED; so does one that
     waits for a second person's approval, which then suspends. `often`, of a check that runs every few minutes: what
     it found before already is counted, not filed. `name` is the flow's, where the title differs: [approval] names
     flows. `plan` is the fingerprint of the plan that is confirmed: one that no longer fits, or that was carried
