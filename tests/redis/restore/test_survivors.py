@@ -19,6 +19,7 @@ from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.serving import find_change
 from tasks.redis.restore.survivors import SurvivingCopy, Survivors
+from tasks.redis.server import holders, live_directory
 from tasks.redis.topology.topology import find_record, read_topology
 from tests.fixtures.killed import exit_code_at
 from tests.fixtures.reports import finding
@@ -41,6 +42,8 @@ def die(rig: Rig, replica: RedisServer, *, files: bool = False, step: bool = Tru
     rig.crash()
     if not files:
         shutil.rmtree(rig.data)
+    block = rig.environment.redis  # a child that saves outlives its server
+    until(lambda: not holders(block, live_directory(block)), what="the end of the last process there", seconds=30)
     settles(lambda: replica.client().info("replication")["master_link_status"] == "down", "the end of the link")
 
 
