@@ -66,5 +66,5 @@ def test_while_postgresql_stops(system: Stranger, stranger: Stranger) -> None:
     assert stranger.content() == before
     findings = [(one["name"], one["value"]) for one in stranger.report()["findings"]]
     started = [value for name, value in findings if name == "services started again"]
-    assert started == ["running: postgres, receiver, redis"], "each once"
+    assert started == ["running: postgres, receiver, redis, backend"], "each once"
     assert ("state of the system", "nothing live was replaced; services are as they were found") in findings

@@ -115,7 +115,7 @@ def restore_to_point(
         found = point_target.find_in_wal(env, origin, wanted, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
-        point_target.judge_database(report, env, origin, found, root / "wal")
+        point_target.judge_database(report, env, origin, stop, found, root / "wal")
         copy = ClusterCopy(env.postgres.database, origin, stop, found.commits)
         build.judge_tablespaces(report, env, origin, stop, root / "wal", "swap" if mode == "swap" else "dump")
         if mode == "swap":

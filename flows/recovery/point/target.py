@@ -175,22 +175,23 @@ def judge_target(report: Report, origin: PointOrigin, target: RecoveryTarget, fo
     return stop
 
 
-def judge_database(report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, wal: Path) -> None:
-    """Judge whether the application's database exists at the target: the WAL before it may drop it. WAL has OIDs only;
-    the data directory knows which databases had its name."""
+def judge_database(
+    report: Report, env: Environment, origin: PointOrigin, stop: Stop, found: FoundTarget, wal: Path
+) -> None:
+    """Judge whether the application's database exists where the recovery stops: the WAL before it may drop it. WAL has
+    OIDs only; the data directory knows which databases had its name."""
     named = set[int]()
     if is_here(env.postgres.host):
         with contextlib.suppress(OSError, ValueError, struct.error):
             named = databases_in(Path(env.postgres.data_directory), env.postgres.database)
-    assert found.stop
-    drops = [one for one in found.commits if one.dropped in named and one.lsn < found.stop.lsn]
+    drops = [one for one in found.commits if one.dropped in named and one.lsn < stop.lsn]
     if not drops:
         return
     files = [(link.segment, wal / link.segment.name) for link in found.links]
     created = read_definitions(env.postgres, files, (), origin.content.stop, drops[-1].lsn).databases.created
     report.require(
         "application's database at the target",
-        any(drops[-1].lsn < one < found.stop.lsn for one in created),
+        any(drops[-1].lsn < one < stop.lsn for one in created),
         f"choose a target before it (by=before_transaction target={drops[-1].xid}), or one after it was restored",
         value=f"{env.postgres.database} was dropped by {drops[-1].text}",
         expected="it exists",
